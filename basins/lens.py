@@ -1,0 +1,141 @@
+"""The few names that differ between TransformerLens 2, 3 and 4, and how a model is left as it was found.
+
+TransformerLens 4 has only the bridge; 2 and 3 have `HookedTransformer`. No class is imported: what is used is `cfg`,
+`hook_dict`, `blocks`, `run_with_cache` and `run_with_hooks`, which both have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from basins.errors import BasinsError
+
+NEEDED = ("cfg", "hook_dict", "run_with_cache", "run_with_hooks")
+
+
+def check_model(model: Any) -> None:
+    """Raise BasinsError unless `model` is a decoder that TransformerLens has wrapped."""
+    missing = [name for name in NEEDED if not hasattr(model, name)]
+    if missing:
+        raise BasinsError(
+            f"{type(model).__name__} is not a TransformerLens model (it has no {', '.join(missing)}). basins scores a "
+            "TransformerBridge or a HookedTransformer. Wrap a transformers model with "
+            "basins.load_model(model, tokenizer=tokenizer)."
+        )
+    names = [name for name, _ in getattr(model, "named_children", lambda: [])()]
+    if "encoder_blocks" in names or "decoder_blocks" in names or getattr(model.cfg, "is_encoder_decoder", False):
+        raise BasinsError(
+            f"{model_name(model)} is an encoder-decoder: it has two residual streams and basins scores one. Possible: "
+            "decoder-only language models (GPT-2, Llama, Gemma, Qwen, Mistral, ...)."
+        )
+    if not hasattr(model, "blocks"):
+        raise BasinsError(
+            f"{model_name(model)} has no list of blocks with one residual stream. Possible: decoder-only language models "
+            "(GPT-2, Llama, Gemma, Qwen, Mistral, ...)."
+        )
+
+
+def model_name(model: Any) -> str:
+    return str(getattr(model.cfg, "model_name", None) or type(model).__name__)
+
+
+def n_layers(model: Any) -> int:
+    return len(model.blocks)
+
+
+def resid_pre(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_pre"
+
+
+def resid_post(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def block_device(model: Any, layer: int) -> torch.device:
+    """Where a block's weights live: a model may be spread over several devices."""
+    parameter = next(iter(model.blocks[layer].parameters()), None)
+    return parameter.device if parameter is not None else torch.device(str(model.cfg.device or "cpu"))
+
+
+def block_dtype(model: Any, layer: int) -> torch.dtype:
+    for parameter in model.blocks[layer].parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return getattr(model.cfg, "dtype", None) or torch.float32
+
+
+def input_device(model: Any) -> torch.device:
+    parameter = next(iter(model.parameters()), None)
+    return parameter.device if parameter is not None else torch.device("cpu")
+
+
+def run(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+    hooks: list,
+    stop_at_layer: int | None = None,
+) -> None:
+    """One forward pass for its hooks; the mask is always said, because token tensors do not carry it."""
+    device = input_device(model)
+    model.run_with_hooks(
+        tokens.to(device),
+        fwd_hooks=hooks,
+        return_type=None,
+        stop_at_layer=stop_at_layer,
+        attention_mask=attention_mask.to(device),
+    )
+
+
+def weight_processing(model: Any) -> str:
+    """What was done to the weights: it changes the residual basis, so it belongs to every result."""
+    if not hasattr(model, "adapter"):
+        return "HookedTransformer: see how it was loaded (from_pretrained folds LayerNorm and centres weights)"
+    if getattr(model, "compatibility_mode", False):
+        return "TransformerBridge in compatibility mode"
+    return "TransformerBridge: raw weights"
+
+
+def hook_fingerprint(model: Any) -> str:
+    """Changes whenever a hook is added to or taken from one of the model's hook points."""
+    counts = [
+        (name, len(point.fwd_hooks), len(point._forward_hooks), len(point._forward_pre_hooks))
+        for name, point in sorted(model.hook_dict.items())
+        if point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks
+    ]
+    return repr(counts)
+
+
+def fingerprint(model: Any) -> str:
+    """Hash of the names, shapes and up to 256 evenly spaced values of every parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 256)][:256].to("cpu", torch.float32)
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """No gradients and evaluation mode inside; afterwards every module's mode is what it was, also after an exception."""
+    # A bridge keeps the wrapped transformers model outside its own module tree.
+    wrapped = getattr(model, "original_model", None)
+    roots = [model, *([wrapped] if isinstance(wrapped, nn.Module) else [])]
+    modes = [(module, module.training) for root in roots for module in root.modules()]
+    try:
+        with torch.no_grad():
+            if any(training for _, training in modes):
+                model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,121 @@
+"""Packed replay: one call of a block re-runs it for many neighbours, each in its query's place and context.
+
+The block's input is the sequence's context states followed by patched states. A patched row stands at its query's
+position and may attend to what the model lets that position attend to, with its own state in the place of the query's,
+and to no other patched row. So each patched row comes out as if it had been run alone (`patching.py`), at the cost of one
+row instead of one sequence. The first `pos` output rows are the model's own next layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from basins.block_calls import BlockCall, CannotRebuild, causal_mask
+from basins.patching import call_block
+
+# Patched rows per call, in sequence lengths. Fewer rows repeat the context more often, more rows form more attention
+# scores between patched rows that the mask then throws away; the sum is flat between 2 and 4.
+ROWS_PER_POS = 2
+LEAST_ROWS = 64
+
+
+def packed_replay(
+    model: Any,
+    call: BlockCall,
+    states: Float[Tensor, "batch pos d_model"],
+    patches: Float[Tensor, "batch patch d_model"],
+    positions: Int[Tensor, "batch patch"],
+    rows_per_call: int | None = None,
+) -> tuple[Float[Tensor, "batch patch d_model"], Float[Tensor, "batch pos d_model"]]:
+    """Outputs of one block for every patch, and for the context (the next layer).
+
+    `states` and `patches` are in the block's dtype and on its device. Patch j of sequence b stands at `positions[b, j]`.
+    The result does not depend on `rows_per_call` (None: planned) beyond float rounding. Raises CannotRebuild where the
+    block's arguments are not understood; whether a block is right when packed is for `selfcheck.py` to say.
+    """
+    pos, n_patches = states.shape[1], patches.shape[1]
+    step = min(rows_per_call or max(LEAST_ROWS, ROWS_PER_POS * pos), room(model, call))
+    if step < 1:
+        raise CannotRebuild(f"the block has a mask of its own with no room beyond {pos} positions")
+    outputs = torch.empty_like(patches)
+    next_states = None
+    for start in range(0, max(n_patches, 1), step):
+        part = slice(start, start + step)
+        result = _one_call(model, call, torch.cat([states, patches[:, part]], 1), positions[:, part])
+        outputs[:, part] = result[:, pos:]
+        if next_states is None:
+            next_states = result[:, :pos]
+    assert next_states is not None
+    return outputs, next_states
+
+
+def room(model: Any, call: BlockCall) -> int:
+    """Patched rows that fit beside the context where a block keeps a causal mask of fixed size (GPT-Neo, HookedTransformer)."""
+    sizes = [
+        buffer.shape[-1]
+        for buffer in model.blocks[call.layer].buffers()
+        if buffer.dtype == torch.bool and buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1
+    ]
+    return min(sizes, default=2**31) - call.pos
+
+
+def _one_call(
+    model: Any,
+    call: BlockCall,
+    packed: Float[Tensor, "batch row d_model"],
+    positions: Int[Tensor, "batch patch"],
+) -> Float[Tensor, "batch row d_model"]:
+    batch, rows = packed.shape[:2]
+    own = torch.arange(call.pos, device=packed.device).expand(batch, -1)
+    all_positions = torch.cat([own, positions], 1)
+    if hasattr(model, "adapter"):
+        args, kwargs = call.for_positions(packed, all_positions, lambda m: packed_mask(m, positions, call.pos), None)
+        return call_block(model, call.layer, args, kwargs, packed)
+
+    # HookedTransformer takes no 4-D mask: it gets the key mask, and the patched rows' scores are cut in their own hook.
+    args, kwargs = call.for_positions(
+        packed,
+        all_positions,
+        lambda m: _refuse(),
+        lambda keys: torch.cat([keys, keys.new_ones(batch, rows - call.pos)], 1),
+    )
+    blocked = ~packed_mask(causal_mask(call.pos, packed.device), positions, call.pos)
+    scores = model.hook_dict[f"blocks.{call.layer}.attn.hook_attn_scores"]
+    handle = scores.register_forward_hook(
+        lambda point, inputs, output: output.masked_fill(blocked.to(output.device), float("-inf"))
+    )
+    try:
+        return call_block(model, call.layer, args, kwargs, packed)
+    finally:
+        handle.remove()
+
+
+def _refuse() -> Tensor:
+    raise CannotRebuild("a HookedTransformer block without a key mask")
+
+
+def packed_mask(mask: Tensor | None, positions: Int[Tensor, "batch patch"], pos: int) -> Tensor:
+    """The model's mask ("batch head pos pos", bool or additive; None: causal) for context and patched rows.
+
+    A patched row copies the row of its position, moves that position's own column to its own, and sees no other patch.
+    """
+    if mask is None:
+        mask = causal_mask(pos, positions.device)
+    batch, n_patches = positions.shape
+    positions = positions.to(mask.device)
+    blocked: bool | float = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    mask = mask.expand(batch, -1, -1, -1)
+    heads = mask.shape[1]
+    index = positions[:, None, :, None].expand(-1, heads, -1, -1)
+    rows = mask.gather(2, index.expand(-1, -1, -1, pos))
+    own = rows.gather(3, index)
+    rows.scatter_(3, index, blocked)
+    packed = mask.new_full((batch, heads, pos + n_patches, pos + n_patches), blocked)
+    packed[:, :, :pos, :pos] = mask
+    packed[:, :, pos:, :pos] = rows
+    packed[:, :, pos:, pos:].diagonal(dim1=2, dim2=3).copy_(own[..., 0])
+    return packed

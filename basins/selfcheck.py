@@ -1,0 +1,116 @@
+"""Before a scorer trusts a fast path it compares it, block by block, with the model's own forward pass.
+
+Three paths give the same numbers where they work: packed replay, one block per patch, the whole model per patch. The
+check takes the fastest that agrees and says why the others were refused. Two things are compared: every position's own
+state must reproduce the next layer, and a few foreign states must come out as when they are patched in by hooks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from basins.block_calls import BlockCall, CannotRebuild
+from basins.lens import block_device, block_dtype
+from basins.patching import patch_block, restart_layers
+from basins.rerun import packed_replay
+
+PATHS = ("packed", "single_block", "full_model")
+N_FOREIGN = 4
+
+
+@dataclass(frozen=True)
+class CheckedPath:
+    """Which path a block's re-run takes, its relative error in the check, and why faster ones were refused."""
+
+    path: str
+    error: float
+    refused: dict[str, str]
+
+
+def disagreement(
+    got: Float[Tensor, "row d_model"], expected: Float[Tensor, "row d_model"], before: Float[Tensor, "row d_model"]
+) -> float:
+    """Largest error over the rows, in units of what is allowed: above 1 the two do not agree.
+
+    Allowed is sqrt(machine epsilon) of what the block writes, plus the rounding of the stream it writes to: in a stream of
+    norm 20,000 float32 itself moves by 0.002.
+    """
+    eps = torch.finfo(got.dtype).eps
+    got, expected, before = got.double(), expected.double(), before.double()
+    allowed = eps**0.5 * (expected - before).norm(dim=-1) + 8 * eps * (expected.norm(dim=-1) + before.norm(dim=-1))
+    ratio = (got - expected).norm(dim=-1) / allowed.clamp_min(1e-300)
+    return float("inf") if not bool(torch.isfinite(got).all()) else float(ratio.max())
+
+
+def check_paths(
+    model: Any,
+    calls: dict[int, BlockCall],
+    states: dict[int, Float[Tensor, "1 pos d_model"]],
+    attention_mask: Int[Tensor, "1 pos"],
+    seed: int,
+) -> dict[int, CheckedPath]:
+    """Check one sequence at every layer of `calls` (recorded for that sequence alone), in one forward pass."""
+    real = attention_mask[0].bool().nonzero()[:, 0].cpu()
+    rng = torch.Generator().manual_seed(seed)
+    spread = torch.linspace(len(real) - 1, len(real) // 2, N_FOREIGN).long()
+    positions = real[spread]
+    donors = real[torch.randint(len(real), (N_FOREIGN,), generator=rng)]
+    inputs = {}
+    for layer in calls:
+        own = states[layer].to(block_device(model, layer), block_dtype(model, layer))
+        # Row 0 is the sequence as it is; in each other row a foreign state stands at one position. It is moved a little,
+        # so that a row that drew its own state tests something too.
+        rows = own.repeat(N_FOREIGN + 1, 1, 1)
+        rows[torch.arange(1, N_FOREIGN + 1), positions] = own[0, donors] + 0.25 * own[0, donors].roll(1, 0)
+        inputs[layer] = rows
+    expected = restart_layers(model, inputs, attention_mask.repeat(N_FOREIGN + 1, 1))
+    return {layer: _check_layer(model, call, inputs[layer], expected[layer], real, positions) for layer, call in calls.items()}
+
+
+def _check_layer(
+    model: Any,
+    call: BlockCall,
+    inputs: Float[Tensor, "row pos d_model"],
+    expected: Float[Tensor, "row pos d_model"],
+    real: Int[Tensor, "real"],
+    positions: Int[Tensor, "foreign"],
+) -> CheckedPath:
+    device = inputs.device
+    expected = expected.to(device)
+    foreign = torch.arange(1, len(positions) + 1, device=device)
+    real, positions = real.to(device), positions.to(device)
+    own = inputs[:1]
+    patches = torch.cat([own[0, real], inputs[foreign, positions]])
+    wanted = torch.cat([expected[0, real], expected[foreign, positions]])
+    at = torch.cat([real, positions])
+
+    def packed() -> Tensor:
+        outputs, next_states = packed_replay(model, call, own, patches[None], at[None])
+        return torch.cat([outputs[0], next_states[0, real]])
+
+    def single_block() -> Tensor:
+        some = torch.cat([real[-1:], positions])
+        chosen = torch.cat([own[0, real[-1:]], inputs[foreign, positions]])
+        return patch_block(model, call, own, chosen, torch.zeros_like(some), some)
+
+    last = slice(len(real) - 1, None)
+    attempts = {
+        "packed": (packed, torch.cat([wanted, expected[0, real]]), torch.cat([patches, own[0, real]])),
+        "single_block": (single_block, wanted[last], patches[last]),
+    }
+    refused: dict[str, str] = {}
+    for path, (attempt, right, before) in attempts.items():
+        try:
+            error = disagreement(attempt(), right, before)
+        except (CannotRebuild, RuntimeError, ValueError, TypeError, IndexError) as reason:
+            refused[path] = f"{type(reason).__name__}: {reason}"
+            continue
+        if error <= 1:
+            return CheckedPath(path, error, refused)
+        refused[path] = f"it differs from the model's own forward pass by {error:.3g} times what rounding allows"
+    return CheckedPath("full_model", 0.0, refused)
