@@ -1,0 +1,208 @@
+"""Candidate neighbours by one matrix product, and the bound that says what they may have missed.
+
+With mu the bank's mean, q and b float32 after subtraction of mu, and u the unit roundoff of the product, the computed
+|q|^2 + |b|^2 - 2 q.b is off by less than g (|q|^2 + |b|^2) with g = (4 d + 32) u: the dot product's gamma_d
+(Higham, Accuracy and Stability of Numerical Algorithms, section 3.1) with room for the other roundings. So
+
+    (1 - g) (|q|^2 + |b|^2) - 2 q.b  <=  |q - b|^2
+
+is a lower bound, and for one query it is ordered by the inner product of (2 q, -1) with (b, (1 - g) |b|^2): torch and FAISS
+both search that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from basins.settings import ScorerSettings
+
+SCORES_PER_CHUNK = 2**25
+MEMBERS_PER_CHUNK = 2**17
+# Below this many states a FAISS index is not faster than the plain product.
+FAISS_FROM = 4096
+IVF_SAMPLE = 256
+
+
+def uses_faiss(settings: ScorerSettings, n_bank: int, device: torch.device) -> bool:
+    """Whether exact candidates come from FAISS: on a CPU, for more than a few thousand states searched at once."""
+    if settings.index == "auto":
+        return device.type == "cpu" and n_bank >= FAISS_FROM and settings.neighbors != "same_token"
+    return settings.index == "faiss"
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Queries and bank as they are compared: unit vectors for cosine or `normalize`, else the states themselves."""
+
+    query: Float[Tensor, "query d"]
+    bank: Float[Tensor, "bank d"]
+    query_low: Float[Tensor, "query d_plus_1"]
+    bank_low: Float[Tensor, "bank d_plus_1"]
+    slack: float
+
+    @property
+    def width(self) -> int:
+        return self.bank.shape[1]
+
+    def squared_distances(self, queries: Int[Tensor, "*pair"], members: Int[Tensor, "*pair"]) -> Float[Tensor, "*pair"]:
+        """Directly, in float64."""
+        return (self.query[queries].double() - self.bank[members].double()).square().sum(-1)
+
+    def query_term(self, queries: Int[Tensor, "q"]) -> Float[Tensor, "q"]:
+        """What a lower bound is before its inner product is taken off: (1 - g) |q|^2."""
+        return (1 - self.slack) * self.query_low[queries, :-1].double().square().sum(-1) / 4
+
+    def lower_bounds(self, queries: Int[Tensor, "q"], members: Int[Tensor, "m"]) -> Float[Tensor, "q m"]:
+        product = self.query_low[queries] @ self.bank_low[members].T
+        return self.query_term(queries)[:, None] - product.double()
+
+
+def search_space(
+    query: Float[Tensor, "query d_model"],
+    bank: Float[Tensor, "bank d_model"],
+    usable: Bool[Tensor, "bank"],
+    settings: ScorerSettings,
+) -> SearchSpace:
+    approximate = settings.index == "faiss-ivf" or uses_faiss(settings, len(bank), bank.device)
+    low = torch.float32 if approximate else bank.dtype
+    if settings.metric == "cosine" or settings.normalize:
+        query, bank = _unit(query, 0), _unit(bank, 1)
+    centre = bank[usable].double().mean(0)
+    query_low, bank_low = (query.double() - centre).to(low), (bank.double() - centre).to(low)
+    slack = (4 * bank.shape[1] + 32) * _unit_roundoff(low, bank.device)
+    norms = ((1 - slack) * bank_low.double().square().sum(1, keepdim=True)).to(low)
+    query_low = torch.cat([2 * query_low, -torch.ones_like(query_low[:, :1])], 1)
+    return SearchSpace(query, bank, query_low, torch.cat([bank_low, norms], 1), slack)
+
+
+def _unit(states: Float[Tensor, "token d_model"], which: int) -> Float[Tensor, "token d_plus_2"]:
+    """Unit vectors in float64. A zero state has no direction: it gets one of its own, at cosine distance 1 from all."""
+    states = states.double()
+    norms = states.norm(dim=1, keepdim=True)
+    zero = norms == 0
+    own = states.new_zeros(len(states), 2)
+    own[:, which] = zero[:, 0].double()
+    return torch.cat([states / norms.masked_fill(zero, 1), own], 1)
+
+
+def _unit_roundoff(dtype: torch.dtype, device: torch.device) -> float:
+    """Of the product as the user's PyTorch settings let it be computed (TF32 and bfloat16 modes included)."""
+    if dtype == torch.float64:
+        return 2.0**-53
+    full = torch.get_float32_matmul_precision() == "highest"
+    if device.type == "cuda":
+        full = full and not torch.backends.cuda.matmul.allow_tf32
+    return 2.0**-24 if full else 2.0**-8
+
+
+class Index(Protocol):
+    """Finds candidates for some queries among the members it was made with."""
+
+    report: dict[str, Any]
+    exact: bool
+
+    def search(self, queries: Int[Tensor, "q"], n: int) -> tuple[Int[Tensor, "q n"], Float[Tensor, "q n"]]:
+        """Up to n member ids with the largest products, best first (-1: none), and the products."""
+        ...
+
+
+def make_index(space: SearchSpace, members: Int[Tensor, "m"], settings: ScorerSettings) -> Index:
+    if settings.index == "faiss-ivf":
+        return FaissIVF(space, members, settings)
+    if uses_faiss(settings, len(space.bank), members.device):
+        return FaissFlat(space, members)
+    return TorchFlat(space, members)
+
+
+class TorchFlat:
+    """The product and topk, in chunks."""
+
+    exact = True
+
+    def __init__(self, space: SearchSpace, members: Int[Tensor, "m"]) -> None:
+        self.space, self.members = space, members
+        self.report: dict[str, Any] = {"index": "exact", "exact": True}
+
+    def search(self, queries: Int[Tensor, "q"], n: int) -> tuple[Int[Tensor, "q n"], Float[Tensor, "q n"]]:
+        block = min(len(self.members), MEMBERS_PER_CHUNK)
+        rows = [self._rows(some, n, block) for some in queries.split(max(1, SCORES_PER_CHUNK // block))]
+        return torch.cat([ids for ids, _ in rows]), torch.cat([best for _, best in rows])
+
+    def _rows(self, queries: Int[Tensor, "q"], n: int, block: int) -> tuple[Tensor, Tensor]:
+        best, best_ids = [], []
+        for part in self.members.split(block):
+            scores = self.space.query_low[queries] @ self.space.bank_low[part].T
+            scores, place = scores.topk(min(n, len(part)), dim=1)
+            best.append(scores)
+            best_ids.append(part[place])
+        scores, place = torch.cat(best, 1).topk(n, dim=1)
+        return torch.cat(best_ids, 1).gather(1, place), scores
+
+
+def _numpy(states: Tensor):
+    return states.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+class FaissFlat:
+    """The same by FAISS, which keeps the best as it multiplies."""
+
+    exact = True
+
+    def __init__(self, space: SearchSpace, members: Int[Tensor, "m"]) -> None:
+        import faiss
+
+        self.space, self.members = space, members
+        self.index = faiss.IndexFlatIP(space.bank_low.shape[1])
+        self.index.add(_numpy(space.bank_low[members]))
+        self.report: dict[str, Any] = {"index": "faiss", "exact": True}
+
+    def search(self, queries: Int[Tensor, "q"], n: int) -> tuple[Int[Tensor, "q n"], Float[Tensor, "q n"]]:
+        products, found = self.index.search(_numpy(self.space.query_low[queries]), n)
+        return _member_ids(found, self.members), torch.from_numpy(products).to(self.members.device)
+
+
+def _member_ids(found: Any, members: Int[Tensor, "m"]) -> Int[Tensor, "q n"]:
+    places = torch.from_numpy(found).to(members.device)
+    return torch.where(places >= 0, members[places.clamp_min(0)], -1)
+
+
+class FaissIVF:
+    """Approximate candidates from inverted lists; what share of the true ones it finds is measured on a sample."""
+
+    exact = False
+
+    def __init__(self, space: SearchSpace, members: Int[Tensor, "m"], settings: ScorerSettings) -> None:
+        import faiss
+
+        self.space, self.members = space, members
+        lists = max(1, min(int(4 * len(members) ** 0.5), len(members) // 39))
+        width = space.bank_low.shape[1] - 1
+        self.quantizer = faiss.IndexFlatL2(width)  # the index keeps only a pointer to it
+        self.index = faiss.IndexIVFFlat(self.quantizer, width, lists)
+        self.index.cp.seed = settings.seed + 1
+        bank = _numpy(space.bank_low[members, :-1])
+        self.index.train(bank)
+        self.index.add(bank)
+        self.index.nprobe = max(1, lists // 8)
+        self.report: dict[str, Any] = {
+            "index": "faiss-ivf",
+            "exact": False,
+            "nlist": lists,
+            "nprobe": self.index.nprobe,
+        }
+
+    def search(self, queries: Int[Tensor, "q"], n: int) -> tuple[Int[Tensor, "q n"], Float[Tensor, "q n"]]:
+        squared, found = self.index.search(_numpy(self.space.query_low[queries, :-1] / 2), n)
+        ids = _member_ids(found, self.members)
+        if "recall_on_sample" not in self.report:
+            some = queries[:IVF_SAMPLE]
+            bounds = self.space.lower_bounds(some, self.members)
+            true = self.members[bounds.topk(n, dim=1, largest=False).indices]
+            hits = (true[:, :, None] == ids[: len(some), None, :]).any(2)
+            self.report["recall_on_sample"] = round(float(hits.double().mean()), 4)
+        return ids, torch.from_numpy(-squared).to(queries.device)
