@@ -144,17 +144,22 @@ def record_calls(
     """
     calls: dict[int, BlockCall] = {}
     states: dict[int, Tensor] = {}
+    shared: dict[int, tuple[Tensor, Tensor]] = {}
     handles = []
 
     def recorder(layer: int) -> Callable:
         def record(block: Any, args: tuple, kwargs: dict) -> None:
             inner = getattr(block, "original_component", None) or block
             names = list(inspect.signature(inner.forward).parameters)
-            clean_args = tuple(_no_cache(name, value) for name, value in zip(names, args, strict=False))
-            clean_kwargs = {name: _no_cache(name, value) for name, value in kwargs.items()}
+            batch, pos = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+
+            def kept(name: str, value: Any) -> Any:
+                return _map(name, _no_cache(name, value), lambda name, leaf: _one_row(leaf, batch, shared))
+
+            clean_args = tuple(kept(name, value) for name, value in zip(names, args, strict=False))
+            clean_kwargs = {name: kept(name, value) for name, value in kwargs.items()}
             if len(clean_args) != len(args):
                 raise CannotRebuild(f"block {layer} got more positional arguments than its forward names")
-            batch, pos = (args[0] if args else kwargs["hidden_states"]).shape[:2]
             calls[layer] = BlockCall(layer, clean_args, clean_kwargs, tuple(names[: len(args)]), batch, pos)
 
         return record
@@ -184,6 +189,17 @@ def _no_cache(name: str, value: Any) -> Any:
     if name in CACHE_NAMES or hasattr(value, "get_seq_length") or type(value).__name__.endswith(("Cache", "CacheEntry")):
         return None
     return value
+
+
+def _one_row(leaf: Any, batch: int, shared: dict[int, tuple[Tensor, Tensor]]) -> Any:
+    """A mask that is the same for all sequences is kept once; blocks that share a mask go on sharing it."""
+    if not isinstance(leaf, Tensor) or leaf.ndim != 4 or leaf.shape[0] != batch or batch == 1:
+        return leaf
+    if id(leaf) not in shared:
+        same = bool((leaf == leaf[:1]).all())
+        # The original is held too, so that its id stays its own.
+        shared[id(leaf)] = (leaf, leaf[:1].clone() if same else leaf)
+    return shared[id(leaf)][1]
 
 
 def dummy_tokens(model: Any, batch: int, pos: int) -> Int[Tensor, "batch pos"]:

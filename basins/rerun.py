@@ -15,12 +15,48 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.block_calls import BlockCall, CannotRebuild, causal_mask
-from basins.patching import call_block
+from basins.patching import call_block, patch_block, patch_model, restart_layers
 
 # Patched rows per call, in sequence lengths. Fewer rows repeat the context more often, more rows form more attention
 # scores between patched rows that the mask then throws away; the sum is flat between 2 and 4.
 ROWS_PER_POS = 2
 LEAST_ROWS = 64
+
+
+def rerun(
+    model: Any,
+    path: str,
+    call: BlockCall,
+    states: Float[Tensor, "batch pos d_model"],
+    attention_mask: Int[Tensor, "batch pos"],
+    patches: Float[Tensor, "batch patch d_model"],
+    positions: Int[Tensor, "batch patch"],
+) -> tuple[Float[Tensor, "batch patch d_model"], Float[Tensor, "batch pos d_model"]]:
+    """Outputs for every patch and the next layer, by the path that the self-check chose."""
+    if path == "packed":
+        return packed_replay(model, call, states, patches, positions)
+    batch, n_patches, d_model = patches.shape
+    flat, at = patches.reshape(-1, d_model), positions.reshape(-1)
+    rows = torch.arange(batch, device=states.device).repeat_interleave(n_patches)
+    if path == "single_block":
+        outputs = patch_block(model, call, states, flat, rows, at)
+    else:
+        outputs = patch_model(model, call.layer, states, attention_mask, flat, rows, at)
+    return outputs.view_as(patches), run_context(model, path, call, states, attention_mask)
+
+
+def run_context(
+    model: Any,
+    path: str,
+    call: BlockCall,
+    states: Float[Tensor, "batch pos d_model"],
+    attention_mask: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "batch pos d_model"]:
+    """The next layer: the block on the sequences as they are."""
+    if path == "full_model":
+        return restart_layers(model, {call.layer: states}, attention_mask)[call.layer]
+    args, kwargs = call.with_states(states, lambda name, leaf: leaf)
+    return call_block(model, call.layer, args, kwargs, states)
 
 
 def packed_replay(

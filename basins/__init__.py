@@ -1,0 +1,49 @@
+"""basins: where does a language model collapse distinctions? Compression scores by really re-running each block.
+
+    model = basins.load_model("pocket")
+    scorer = basins.BasinScorer(model, k=15)
+    _, cache = model.run_with_cache("Call me Ishmael.")
+    scores = scorer.score(cache)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from basins import corpus as corpus
+    from basins import pocket as pocket
+    from basins.corpus import TokenBatch as TokenBatch
+    from basins.errors import BasinsError as BasinsError
+    from basins.errors import MissingExtra as MissingExtra
+    from basins.models import load_model as load_model
+    from basins.scorer import BasinScorer as BasinScorer
+    from basins.scores import BasinScores as BasinScores
+
+__version__ = "0.1.0"
+
+# Each name loads its module at first use: `import basins` itself stays light.
+_EXPORTS = {
+    "BasinScorer": "basins.scorer",
+    "BasinScores": "basins.scores",
+    "BasinsError": "basins.errors",
+    "MissingExtra": "basins.errors",
+    "TokenBatch": "basins.corpus",
+    "load_model": "basins.models",
+}
+_MODULES = ("corpus", "pocket")
+
+__all__ = ["BasinScorer", "BasinScores", "BasinsError", "MissingExtra", "TokenBatch", "corpus", "load_model", "pocket"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"basins.{name}")
+    raise AttributeError(f"module 'basins' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,307 @@
+"""`BasinScorer`: a model and its settings in, `BasinScores` out. Orchestration only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from basins.activations import MEMORY_BUDGET, CacheStates, States, check_finite, check_mask, check_tokens, embed_all_layers
+from basins.block_calls import dummy_tokens, record_calls
+from basins.corpus import TokenBatch, tokenize
+from basins.errors import BasinsError
+from basins.lens import as_found, block_dtype, check_model, hook_fingerprint, model_name, n_layers
+from basins.neighbors import TokenTable, table_of
+from basins.progress import progress
+from basins.results import assemble, provenance
+from basins.scores import BasinScores
+from basins.selfcheck import CheckedPath, check_paths
+from basins.settings import ScorerSettings, whole
+from basins.sources import CacheSource, Source, SweepSource, compute_device, plan_batch, record_chunks
+from basins.transition import Bank, measure_transition
+
+
+@dataclass(frozen=True)
+class FittedBank:
+    """A reference bank given to `fit`."""
+
+    states: States
+    table: TokenTable
+    about: dict[str, Any]
+
+
+class BasinScorer:
+    """Scores how much a model's blocks compress the neighbourhood of every token.
+
+    For each token at each layer the k nearest states of the residual stream are put into the token's place and pushed
+    through the next block, which is really re-run in the token's own context (`method="rerun"`), or their cached outputs
+    are looked up (`"lookup"`). See `BasinScores` for what comes out.
+
+    Args:
+        model: a TransformerLens model (`basins.load_model`, a TransformerBridge or a HookedTransformer).
+        k: neighbours a token, at least 2.
+        method: "rerun" or "lookup".
+        neighbors: "same_layer" (all tokens of the bank), "cross_sequence" (never the token's own sequence) or
+            "same_token" (only the same token id; needs tokens).
+        metric: "euclidean" or "cosine".
+        normalize: True divides every state by its L2 norm before distances and variances are taken; what is pushed
+            through the block stays as it is.
+        include_self: True counts the token itself among its k neighbours, as some k-NN code does.
+        exclude_first: leave the first n real positions of each sequence out, as neighbours and as queries.
+        shrink: t in (0, 1]; neighbours x_j are moved to x + t (x_j - x) before the block is re-run; towards 0 the
+            relative score tends to ln(tr S / tr J S J^T).
+        eps: added to variances before logarithms.
+        index: "auto", "exact" (torch), "faiss" (exact), "faiss-ivf" (approximate, and the result says so).
+        dtype: of distances and variances, "float32" or "float64"; None takes float64 for float64 models, else float32.
+            Blocks run in the model's own dtype.
+        batch_size: sequences in one forward pass or re-run; None plans it. Results do not depend on it.
+        seed: for every random choice.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        k: int = 15,
+        method: str = "rerun",
+        neighbors: str = "same_layer",
+        metric: str = "euclidean",
+        normalize: bool = False,
+        include_self: bool = False,
+        exclude_first: int = 0,
+        shrink: float = 1.0,
+        eps: float = 1e-10,
+        index: str = "auto",
+        dtype: str | torch.dtype | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_model(model)
+        self.model = model
+        self.settings = ScorerSettings(
+            k=k,
+            method=method,
+            neighbors=neighbors,
+            metric=metric,
+            normalize=normalize,
+            include_self=include_self,
+            exclude_first=exclude_first,
+            shrink=shrink,
+            eps=eps,
+            index=index,
+            dtype=dtype,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            seed=seed,
+        )
+        self._bank: FittedBank | None = None
+        self._paths: dict[tuple, dict[int, CheckedPath]] = {}
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.as_dict().items())
+        return f"BasinScorer({model_name(self.model)}, {settings})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which distances and variances are computed."""
+        if self.settings.dtype is not None:
+            return getattr(torch, self.settings.dtype)
+        return torch.float64 if block_dtype(self.model, 0) == torch.float64 else torch.float32
+
+    def score(
+        self,
+        cache: Any,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        layers: int | Iterable[int] | None = None,
+    ) -> BasinScores:
+        """Score every token of a cache.
+
+        Args:
+            cache: holds `blocks.L.hook_resid_pre` (and `hook_resid_post`) of one run, as `run_with_cache` gives it.
+            tokens: the ids the cache was made with; needed for `neighbors="same_token"` and for token labels.
+            attention_mask: 1 for real tokens, 0 for padding, as it was passed to the model; None: no padding.
+            layers: transitions to score; None: all.
+
+        Raises BasinsError when the cache, the mask or the settings do not fit, or when re-running a block on the cached
+        states does not give the cached next layer.
+        """
+        wanted = self.check_layers(layers)
+        states = CacheStates(cache, self.model)
+        ids = check_tokens(tokens, states.shape)
+        mask = check_mask(attention_mask, states.shape)
+        for layer in wanted:
+            check_finite(states.layer(layer), mask.bool(), layer)
+        with as_found(self.model):
+            source = CacheSource(states, self.model, self.dtype)
+            if self.settings.method == "rerun":
+                given = ids if ids is not None else dummy_tokens(self.model, *states.shape).cpu()
+                source.paths = self._check_paths(given, mask, wanted, lambda layer, row: states.layer(layer)[row])
+                source.chunks = record_chunks(self.model, given, mask, wanted, self.settings.batch_size)
+            return self._score(source, ids, mask, wanted, None)
+
+    def score_texts(
+        self,
+        texts: str | Sequence[str] | TokenBatch,
+        *,
+        layers: int | Iterable[int] | None = None,
+        max_length: int | None = None,
+        long_texts: str = "error",
+        prepend_bos: bool | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+    ) -> BasinScores:
+        """Score whole texts layer by layer, without a cache: memory is two layers of states, whatever the depth.
+
+        Texts are tokenised as `model.to_tokens` does it (see `basins.corpus.tokenize`). A text longer than the context is
+        an error unless `long_texts` is "truncate" or "split". States beyond `memory_budget` bytes go to a mapped file.
+        """
+        batch = texts
+        if not isinstance(batch, TokenBatch):
+            batch = tokenize(self.model, batch, max_length=max_length, long_texts=long_texts, prepend_bos=prepend_bos)
+        return self.score_tokens(
+            batch.tokens,
+            batch.attention_mask,
+            layers=layers,
+            memory_budget=memory_budget,
+            tokenization=batch.tokenization | {"text_ids": list(batch.text_ids)},
+        )
+
+    def score_tokens(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        layers: int | Iterable[int] | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+        tokenization: dict[str, Any] | None = None,
+    ) -> BasinScores:
+        """Score token ids layer by layer, without a cache."""
+        wanted = self.check_layers(layers)
+        ids = check_tokens(tokens, None)
+        mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
+        with as_found(self.model):
+            rerun = self.settings.method == "rerun"
+            size, budget = self.settings.batch_size, memory_budget
+            source = SweepSource(self.model, ids, mask, wanted, self.dtype, size, budget, rerun)
+            span = tuple(range(wanted[0], wanted[-1] + 1))
+            source.paths = self._check_paths(ids, mask, span, None)
+            return self._score(source, ids, mask, wanted, tokenization)
+
+    def fit(
+        self,
+        bank: Any,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        **tokenization: Any,
+    ) -> BasinScorer:
+        """From now on, look for neighbours in this reference bank: a cache, texts, or a TokenBatch. Returns self.
+
+        Scored tokens are not in the bank, so nothing is left out as "the token itself" or as its own sequence. Keyword
+        arguments for texts are those of `basins.corpus.tokenize`.
+        """
+        if isinstance(bank, (str, list, tuple)):
+            bank = tokenize(self.model, bank, **tokenization)
+        if isinstance(bank, TokenBatch):
+            tokens, attention_mask = bank.tokens, bank.attention_mask
+            size = self.settings.batch_size or plan_batch(self.model, tokens.shape[1])
+            with as_found(self.model):
+                states: States = embed_all_layers(self.model, tokens, attention_mask, size, self.dtype)
+        else:
+            states = CacheStates(bank, self.model)
+        mask = check_mask(attention_mask, states.shape)
+        table = table_of(mask, check_tokens(tokens, states.shape), self.settings.exclude_first)
+        self._enough(table, self.settings.k, "the bank")
+        self._bank = FittedBank(states, table, {"sequences": states.shape[0], "states": int(table.usable.sum())})
+        return self
+
+    def check_layers(self, layers: int | Iterable[int] | None) -> tuple[int, ...]:
+        """Transitions as sorted numbers 0 .. n_layers - 1."""
+        n = n_layers(self.model)
+        if layers is None:
+            return tuple(range(n))
+        wanted = [layers] if hasattr(layers, "__index__") else list(layers)  # type: ignore[arg-type]
+        if not wanted:
+            raise BasinsError(f"layers is empty. Pass transitions 0 to {n - 1}, or None for all of them.")
+        for layer in wanted:
+            whole("layer", layer, -(2**31), "transitions are numbered.")
+            if not -n <= int(layer) < n:  # type: ignore[call-overload]
+                raise BasinsError(
+                    f"layer={layer} is out of range: this model has {n} blocks, numbered 0 to {n - 1}. For the last block "
+                    "pass layer=-1."
+                )
+        return tuple(sorted({int(layer) % n for layer in wanted}))  # type: ignore[call-overload]
+
+    def _score(
+        self,
+        source: Source,
+        tokens: Int[Tensor, "batch pos"] | None,
+        mask: Int[Tensor, "batch pos"],
+        wanted: tuple[int, ...],
+        tokenization: dict[str, Any] | None,
+    ) -> BasinScores:
+        table = table_of(mask, tokens, self.settings.exclude_first)
+        if self._bank is None:
+            self._enough(table, self.settings.k + 1, "this call")
+        bank_table = table if self._bank is None else self._bank.table
+        if self.settings.neighbors == "same_token" and (table.token is None or bank_table.token is None):
+            whose = "the scored cache" if table.token is None else "the fitted bank"
+            raise BasinsError(f'neighbors="same_token" needs the token ids of {whose}. Pass tokens=... with the cache.')
+        measured = {}
+        with progress("scoring", len(wanted)) as advance:
+            for layer in wanted:
+                states = source.states(layer)
+                check_finite(states, mask.bool(), layer)
+                bank = self._bank_at(layer, states, table)
+                measured[layer] = measure_transition(self.model, layer, source, table, bank, self.settings)
+                advance(1)
+        about = self._bank.about if self._bank is not None else None
+        used = {layer: source.paths[layer] for layer in wanted if layer in source.paths}
+        settings = provenance(self.model, self.settings, self.dtype, used, about, tokenization)
+        return assemble(measured, table, mask, tokens, settings, self.model)
+
+    def _bank_at(self, layer: int, states: Float[Tensor, "batch pos d_model"], table: TokenTable) -> Bank:
+        if self._bank is None:
+            return Bank(states.flatten(0, 1), None, table, same=True)
+        fitted = self._bank.states.layer(layer).to(states)
+        check_finite(fitted, self._bank.table.usable.view(fitted.shape[:2]), layer)
+        outputs = self._bank.states.outputs(layer)
+        return Bank(fitted.flatten(0, 1), outputs, self._bank.table, same=False)
+
+    def _enough(self, table: TokenTable, needed: int, where: str) -> None:
+        usable = int(table.usable.sum())
+        if usable < needed:
+            raise BasinsError(
+                f"k={self.settings.k} needs at least {needed} usable states and {where} has {usable} (padding and the first "
+                f"{self.settings.exclude_first} positions are left out). Pass a smaller k or more tokens."
+            )
+
+    def _check_paths(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"],
+        layers: tuple[int, ...],
+        states_at: Callable[[int, slice], Float[Tensor, "1 pos d_model"]] | None,
+    ) -> dict[int, CheckedPath]:
+        """The self-check, for the layers not yet checked under these hooks, this kind of padding and this length.
+
+        The longest sequence is checked, of the left-padded ones if there are any, so that windows and offsets matter.
+        """
+        lengths, left = mask.sum(1), mask[:, 0] == 0
+        row = int((lengths + left * mask.shape[1]).argmax())
+        end = int(mask[row].nonzero()[-1]) + 1
+        tokens, mask = tokens[row : row + 1, :end], mask[row : row + 1, :end]
+        padded = bool(left.any())
+        for (hooks, pad, length), paths in self._paths.items():
+            covers = length >= end and set(layers) <= set(paths)
+            if covers and pad == padded and hooks == hook_fingerprint(self.model):
+                return {layer: paths[layer] for layer in layers}
+        keep = layers if states_at is None else ()
+        calls, states = record_calls(self.model, tokens, mask, layers, keep)
+        if states_at is not None:
+            states = {layer: states_at(layer, slice(row, row + 1))[:, :end] for layer in layers}
+        paths = check_paths(self.model, calls, states, mask, self.settings.seed)
+        self._paths[hook_fingerprint(self.model), padded, end] = paths
+        return paths

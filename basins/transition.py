@@ -1,0 +1,212 @@
+"""One transition: find every query's neighbours, run the block for them or look its outputs up, measure the variances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from basins.errors import BasinsError
+from basins.lens import block_device, block_dtype
+from basins.neighbors import Neighbors, TokenTable, find_neighbors
+from basins.rerun import rerun
+from basins.scores import variance
+from basins.selfcheck import disagreement
+from basins.settings import ScorerSettings
+from basins.sources import Chunk, Source
+
+PATCH_FLOATS = 2**25
+# The context rows of a re-run must be the model's own next layer. A cache may come from another batch shape or kernel, so
+# this allows more than the self-check does; a wrong mask or another model is off by far more.
+NEXT_LAYER_TOLERANCE = 30.0
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Where neighbours are looked for at one layer. `outputs` are the layer's outputs in the states' own contexts."""
+
+    states: Float[Tensor, "bank d_model"]
+    outputs: Float[Tensor, "*bank d_model"] | None
+    table: TokenTable
+    same: bool
+
+
+@dataclass
+class Measured:
+    """One transition's numbers, one row a token; NaN (or -1, 0) where not scored."""
+
+    neighbors: Neighbors
+    n_distinct: Int[Tensor, "token"]
+    same_token_share: Float[Tensor, "token"] | None
+    variances: dict[str, Float[Tensor, "token"]] = field(default_factory=dict)
+    lookup: dict[str, Float[Tensor, "token"]] | None = None
+
+
+def measure_transition(
+    model: Any, layer: int, source: Source, table: TokenTable, bank: Bank, settings: ScorerSettings
+) -> Measured:
+    """Score every usable token of the source's states at transition `layer`.
+
+    Where the source knows layer L+1 (a cache), the re-run's own next layer must agree with it.
+    """
+    states, known = source.states(layer), source.outputs(layer)
+    queries = bank.states if bank.same else states.flatten(0, 1)
+    neighbors = find_neighbors(queries, table, bank.states, bank.table, settings, bank.same)
+    scored = neighbors.ids[:, 0] >= 0
+    n_distinct = count_distinct(queries, bank.states, neighbors.ids).masked_fill(~scored, 0)
+    result = Measured(neighbors, n_distinct, _same_token(table, bank.table, neighbors.ids))
+    next_states = None
+    if settings.method == "rerun":
+        next_states = source.room_for_next(layer)
+        result.variances = _rerun_all(model, layer, source, bank.states, neighbors.ids, settings, next_states)
+    outputs = bank.outputs
+    if outputs is None and bank.same:
+        outputs = known if known is not None else next_states
+    if outputs is not None:
+        outputs = outputs.to(bank.states).flatten(0, -2)
+        result.lookup = _look_up_all(bank.states, outputs, neighbors.ids, settings)
+    if settings.method == "lookup":
+        if result.lookup is None:
+            raise BasinsError(
+                f'method="lookup" needs the outputs of block {layer}, and they are not in the '
+                f"{'cache' if bank.same else 'bank'}. Cache blocks.{layer}.hook_resid_post too, or pass "
+                'method="rerun", which computes them.'
+            )
+        result.variances, result.lookup = result.lookup, None
+    return result
+
+
+def _variances(
+    before: Float[Tensor, "*token k d_model"], after: Float[Tensor, "*token k d_model"], normalize: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if normalize:
+        before, after = (x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) for x in (before, after))
+    return variance(before), variance(after), variance(after - before)
+
+
+def _look_up_all(
+    states: Float[Tensor, "bank d_model"],
+    outputs: Float[Tensor, "bank d_model"],
+    ids: Int[Tensor, "token k"],
+    settings: ScorerSettings,
+) -> dict[str, Tensor]:
+    """Variances of the neighbours' cached outputs, each in its own context. No block is run."""
+    found = {name: states.new_full((len(ids),), float("nan")) for name in ("var_in", "var_out", "var_update")}
+    scored = (ids[:, 0] >= 0).nonzero()[:, 0]
+    for some in scored.split(max(1, PATCH_FLOATS // (settings.k * states.shape[1]))):
+        values = _variances(states[ids[some]], outputs[ids[some]], settings.normalize)
+        for name, value in zip(found, values, strict=True):
+            found[name][some] = value
+    return found
+
+
+def _rerun_all(
+    model: Any,
+    layer: int,
+    source: Source,
+    bank: Float[Tensor, "bank d_model"],
+    ids: Int[Tensor, "token k"],
+    settings: ScorerSettings,
+    next_states: Float[Tensor, "batch pos d_model"],
+) -> dict[str, Tensor]:
+    """Variances of the neighbours pushed through the block in their query's place; fills `next_states`."""
+    states, known = source.states(layer), source.outputs(layer)
+    batch, pos, d_model = states.shape
+    ids = ids.view(batch, pos, -1)
+    found = {name: states.new_full((batch, pos), float("nan")) for name in ("var_in", "var_out", "var_update")}
+    device, dtype = block_device(model, layer), block_dtype(model, layer)
+    for chunk in source.chunks:
+        context = states[chunk.rows, : chunk.length]
+        chunk_ids = ids[chunk.rows, : chunk.length]
+        where, position = queries_of(chunk_ids[:, :, 0] >= 0, chunk.attention_mask.to(states.device))
+        per_call = max(1, PATCH_FLOATS // (len(context) * settings.k * d_model))
+        for start in range(0, max(position.shape[1], 1), per_call):
+            at, real = position[:, start : start + per_call], where[:, start : start + per_call]
+            row = torch.arange(len(context), device=at.device)[:, None]
+            query = context[row, at][:, :, None]
+            neighbor = bank[chunk_ids[row, at].clamp_min(0)]
+            neighbor = torch.where(real[..., None, None], neighbor, query)
+            if settings.shrink != 1:
+                neighbor = query + settings.shrink * (neighbor - query)
+            pushed = neighbor.to(device, dtype)
+            outputs, after = rerun(
+                model,
+                source.paths[layer].path,
+                chunk.calls[layer],
+                context.to(device, dtype),
+                chunk.attention_mask,
+                pushed.flatten(1, 2),
+                at.to(device).repeat_interleave(settings.k, 1),
+            )
+            pushed, outputs = pushed.to(states), outputs.view(pushed.shape).to(states)
+            values = _variances(pushed, outputs, settings.normalize)
+            rows = torch.arange(batch, device=at.device)[chunk.rows][:, None].expand_as(at)
+            for name, value in zip(found, values, strict=True):
+                found[name][rows[real], at[real]] = value[real]
+            if start == 0:
+                next_states[chunk.rows, : chunk.length] = after.to(next_states)
+        if known is not None:
+            _check_next_layer(chunk, layer, context, next_states, known, dtype)
+    return {name: value.flatten() for name, value in found.items()}
+
+
+def queries_of(
+    scored: Bool[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"]
+) -> tuple[Bool[Tensor, "batch query"], Int[Tensor, "batch query"]]:
+    """Positions to re-run, padded to the chunk's largest count with a real position whose results are dropped."""
+    n = int(scored.sum(1).max()) if scored.numel() else 0
+    order = (~scored).byte().argsort(dim=1, stable=True)[:, :n]
+    is_query = scored.gather(1, order)
+    return is_query, torch.where(is_query, order, attention_mask.argmax(1, keepdim=True))
+
+
+def _check_next_layer(
+    chunk: Chunk,
+    layer: int,
+    before: Float[Tensor, "batch pos d_model"],
+    next_states: Float[Tensor, "batch pos d_model"],
+    known: Float[Tensor, "batch pos d_model"],
+    dtype: torch.dtype,
+) -> None:
+    real = chunk.attention_mask.bool().to(before.device)
+    got = next_states[chunk.rows, : chunk.length].to(before.device)[real].to(dtype)
+    error = disagreement(got, known[chunk.rows, : chunk.length].to(before.device)[real], before[real])
+    if not error <= NEXT_LAYER_TOLERANCE:
+        raise BasinsError(
+            f"re-running block {layer} on the cached states does not give the cached layer {layer + 1} (off by {error:.3g} "
+            "times what rounding explains). Likely causes: the batch was padded and attention_mask was not passed to "
+            "score(); the cache comes from other weights or another precision; hooks were active then and are not now (or "
+            "the reverse); the model was in training mode."
+        )
+
+
+def _same_token(table: TokenTable, bank: TokenTable, ids: Int[Tensor, "token k"]) -> Float[Tensor, "token"] | None:
+    if table.token is None or bank.token is None:
+        return None
+    same = bank.token.to(ids.device)[ids.clamp_min(0)] == table.token.to(ids.device)[:, None]
+    return same.float().mean(1).masked_fill(ids[:, 0] < 0, float("nan"))
+
+
+def count_distinct(
+    query: Float[Tensor, "token d_model"], bank: Float[Tensor, "bank d_model"], ids: Int[Tensor, "token k"]
+) -> Int[Tensor, "token"]:
+    """Distinct states among each query and its neighbours, by a 64-bit hash of their bits."""
+    bank_hash = row_hash(bank)
+    query_hash = bank_hash if query is bank else row_hash(query)
+    together = torch.cat([query_hash[:, None], bank_hash[ids.clamp_min(0)]], 1).sort(dim=1).values
+    return 1 + (together.diff(dim=1) != 0).sum(1)
+
+
+def row_hash(states: Float[Tensor, "token d_model"]) -> Int[Tensor, "token"]:
+    """Equal rows get equal hashes; -0.0 counts as 0.0. Multiply-shift of the bit patterns, modulo 2^64."""
+    rng = torch.Generator().manual_seed(0x5EED)
+    odd = (torch.randint(-(2**62), 2**62, (states.shape[1],), generator=rng) * 2 + 1).to(states.device)
+    bits = torch.int64 if states.dtype == torch.float64 else torch.int32
+    parts = []
+    for some in states.split(max(1, PATCH_FLOATS // max(1, states.shape[1]))):
+        mixed = (some + 0.0).contiguous().view(bits).long() * odd
+        parts.append((mixed ^ (mixed >> 29)).mul_(odd).sum(1))
+    return torch.cat(parts)
