@@ -47,7 +47,9 @@ class BlockCall:
     batch: int
     pos: int
 
-    def with_states(self, states: Float[Tensor, "batch pos d_model"], fn: Callable[[str, Any], Any]) -> tuple[tuple, dict]:
+    def with_states(
+        self, states: Float[Tensor, "batch pos d_model"], fn: Callable[[str, Any], Any]
+    ) -> tuple[tuple, dict]:
         """The call with other hidden states and each other argument leaf replaced by `fn(name, leaf)`."""
         args = [_map(name, value, fn) for name, value in zip(self.arg_names, self.args, strict=True)]
         kwargs = {name: _map(name, value, fn) for name, value in self.kwargs.items()}
@@ -65,26 +67,26 @@ class BlockCall:
         self,
         states: Float[Tensor, "batch row d_model"],
         positions: Int[Tensor, "batch row"],
-        mask: Callable[[Tensor | None], Tensor],
-        key_mask: Callable[[Tensor], Tensor] | None,
+        mask: Callable[[Tensor | None], Tensor] | None = None,
+        key_mask: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[tuple, dict]:
         """The call for rows that stand at the given positions of their sequence.
 
-        `mask` turns the recorded 4-D attention mask (None: causal) into the new one; `key_mask` does so for a 2-D mask,
-        where that is enough (HookedTransformer). Raises CannotRebuild for an argument of unknown role.
+        `mask` turns the recorded 4-D attention mask (None: causal) into the new one, `key_mask` a recorded 2-D one.
+        Raises CannotRebuild for an argument of unknown role, and unless exactly one mask was found.
         """
         masks_seen = 0
 
         def rebuild(name: str, leaf: Any) -> Any:
             nonlocal masks_seen
             if name == "attention_mask" and (leaf is None or isinstance(leaf, Tensor)):
-                if isinstance(leaf, Tensor) and leaf.ndim == 2 and key_mask is not None:
-                    masks_seen += 1
+                masks_seen += 1
+                if leaf is not None and leaf.ndim == 2 and key_mask is not None:
                     return key_mask(leaf)
-                if leaf is None or (leaf.ndim == 4 and tuple(leaf.shape[-2:]) == (self.pos, self.pos)):
-                    masks_seen += 1
-                    return mask(leaf) if key_mask is None else leaf
-                raise CannotRebuild(f"attention_mask of shape {tuple(leaf.shape)}")
+                square = leaf is None or (leaf.ndim == 4 and tuple(leaf.shape[-2:]) == (self.pos, self.pos))
+                if mask is None or not square:
+                    raise CannotRebuild(f"attention_mask of shape {None if leaf is None else tuple(leaf.shape)}")
+                return mask(leaf)
             if not isinstance(leaf, Tensor) or leaf.ndim == 0:
                 return leaf
             return _take_positions(name, leaf, positions, self.batch, self.pos)
@@ -186,7 +188,11 @@ def _no_cache(name: str, value: Any) -> Any:
     """Key-value caches and requests for them are left out: a re-run neither reads nor grows one."""
     if name == "use_cache":
         return False
-    if name in CACHE_NAMES or hasattr(value, "get_seq_length") or type(value).__name__.endswith(("Cache", "CacheEntry")):
+    if (
+        name in CACHE_NAMES
+        or hasattr(value, "get_seq_length")
+        or type(value).__name__.endswith(("Cache", "CacheEntry"))
+    ):
         return None
     return value
 
@@ -209,3 +215,26 @@ def dummy_tokens(model: Any, batch: int, pos: int) -> Int[Tensor, "batch pos"]:
 
 def causal_mask(pos: int, device: torch.device) -> Bool[Tensor, "1 1 pos pos"]:
     return torch.ones(pos, pos, dtype=torch.bool, device=device).tril()[None, None]
+
+
+def packed_mask(mask: Tensor | None, positions: Int[Tensor, "batch patch"], pos: int) -> Tensor:
+    """The model's mask ("batch head pos pos", bool or additive; None: causal) for context and patched rows.
+
+    A patched row copies the row of its position, moves that position's own column to its own, and sees no other patch.
+    """
+    if mask is None:
+        mask = causal_mask(pos, positions.device)
+    batch, n_patches = positions.shape
+    positions = positions.to(mask.device)
+    blocked: bool | float = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    mask = mask.expand(batch, -1, -1, -1)
+    heads = mask.shape[1]
+    index = positions[:, None, :, None].expand(-1, heads, -1, -1)
+    rows = mask.gather(2, index.expand(-1, -1, -1, pos))
+    own = rows.gather(3, index)
+    rows.scatter_(3, index, blocked)
+    packed = mask.new_full((batch, heads, pos + n_patches, pos + n_patches), blocked)
+    packed[:, :, :pos, :pos] = mask
+    packed[:, :, pos:, :pos] = rows
+    packed[:, :, pos:, pos:].diagonal(dim1=2, dim2=3).copy_(own[..., 0])
+    return packed

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basins.block_calls import BlockCall, CannotRebuild, causal_mask
+from basins.block_calls import BlockCall, CannotRebuild, packed_mask
+from basins.hooked_transformer import call_hooked_block
 from basins.patching import call_block, patch_block, patch_model, restart_layers
 
 # Patched rows per call, in sequence lengths. Fewer rows repeat the context more often, more rows form more attention
@@ -90,11 +91,15 @@ def packed_replay(
 
 
 def room(model: Any, call: BlockCall) -> int:
-    """Patched rows that fit beside the context where a block keeps a causal mask of fixed size (GPT-Neo, HookedTransformer)."""
+    """Patched rows that fit beside the context where a block keeps a mask or rotary table of fixed size.
+
+    GPT-Neo and HookedTransformer do; the latter would grow its table and so change the user's model.
+    """
     sizes = [
-        buffer.shape[-1]
-        for buffer in model.blocks[call.layer].buffers()
-        if buffer.dtype == torch.bool and buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1
+        buffer.shape[0] if name.endswith(("rotary_sin", "rotary_cos")) else buffer.shape[-1]
+        for name, buffer in model.blocks[call.layer].named_buffers()
+        if name.endswith(("rotary_sin", "rotary_cos"))
+        or (buffer.dtype == torch.bool and buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1)
     ]
     return min(sizes, default=2**31) - call.pos
 
@@ -105,53 +110,10 @@ def _one_call(
     packed: Float[Tensor, "batch row d_model"],
     positions: Int[Tensor, "batch patch"],
 ) -> Float[Tensor, "batch row d_model"]:
-    batch, rows = packed.shape[:2]
-    own = torch.arange(call.pos, device=packed.device).expand(batch, -1)
-    all_positions = torch.cat([own, positions], 1)
-    if hasattr(model, "adapter"):
-        args, kwargs = call.for_positions(packed, all_positions, lambda m: packed_mask(m, positions, call.pos), None)
-        return call_block(model, call.layer, args, kwargs, packed)
-
-    # HookedTransformer takes no 4-D mask: it gets the key mask, and the patched rows' scores are cut in their own hook.
+    if not hasattr(model, "adapter"):
+        return call_hooked_block(model, call, packed, positions)
+    own = torch.arange(call.pos, device=packed.device).expand(len(packed), -1)
     args, kwargs = call.for_positions(
-        packed,
-        all_positions,
-        lambda m: _refuse(),
-        lambda keys: torch.cat([keys, keys.new_ones(batch, rows - call.pos)], 1),
+        packed, torch.cat([own, positions], 1), mask=lambda recorded: packed_mask(recorded, positions, call.pos)
     )
-    blocked = ~packed_mask(causal_mask(call.pos, packed.device), positions, call.pos)
-    scores = model.hook_dict[f"blocks.{call.layer}.attn.hook_attn_scores"]
-    handle = scores.register_forward_hook(
-        lambda point, inputs, output: output.masked_fill(blocked.to(output.device), float("-inf"))
-    )
-    try:
-        return call_block(model, call.layer, args, kwargs, packed)
-    finally:
-        handle.remove()
-
-
-def _refuse() -> Tensor:
-    raise CannotRebuild("a HookedTransformer block without a key mask")
-
-
-def packed_mask(mask: Tensor | None, positions: Int[Tensor, "batch patch"], pos: int) -> Tensor:
-    """The model's mask ("batch head pos pos", bool or additive; None: causal) for context and patched rows.
-
-    A patched row copies the row of its position, moves that position's own column to its own, and sees no other patch.
-    """
-    if mask is None:
-        mask = causal_mask(pos, positions.device)
-    batch, n_patches = positions.shape
-    positions = positions.to(mask.device)
-    blocked: bool | float = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    mask = mask.expand(batch, -1, -1, -1)
-    heads = mask.shape[1]
-    index = positions[:, None, :, None].expand(-1, heads, -1, -1)
-    rows = mask.gather(2, index.expand(-1, -1, -1, pos))
-    own = rows.gather(3, index)
-    rows.scatter_(3, index, blocked)
-    packed = mask.new_full((batch, heads, pos + n_patches, pos + n_patches), blocked)
-    packed[:, :, :pos, :pos] = mask
-    packed[:, :, pos:, :pos] = rows
-    packed[:, :, pos:, pos:].diagonal(dim1=2, dim2=3).copy_(own[..., 0])
-    return packed
+    return call_block(model, call.layer, args, kwargs, packed)
