@@ -1,0 +1,206 @@
+"""The shape of the package: who imports whom, what `import basins` loads, and what may not appear in it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "basins"
+
+# Data flows one way: a file imports only from rows above its own. A folder is one name: its files share its row.
+ROWS = [
+    ["errors", "settings", "progress"],
+    ["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
+    ["activations", "neighbors", "indexes", "rerun", "hooked_transformer", "patching", "selfcheck"],
+    ["scores"],
+    ["scorer", "transition", "sources", "results", "attribution", "stats"],
+    ["experiments"],
+    ["plots", "tokens_view", "runs"],
+    ["report", "cluster"],
+    ["cli"],
+]
+ROW = {name: number for number, names in enumerate(ROWS) for name in names}
+
+# One part of the design may be split over several files of its row: importer -> imported.
+WITHIN_A_ROW = {
+    ("settings", "errors"),
+    ("block_calls", "lens"),
+    ("models", "gguf_files"),
+    ("models", "load_errors"),
+    ("models", "wrap"),
+    ("gguf_files", "load_errors"),
+    ("corpus", "texts"),
+    ("neighbors", "indexes"),
+    ("hooked_transformer", "patching"),
+    ("rerun", "hooked_transformer"),
+    ("rerun", "patching"),
+    ("selfcheck", "patching"),
+    ("selfcheck", "rerun"),
+    ("transition", "sources"),
+    ("results", "transition"),
+    ("scorer", "results"),
+    ("scorer", "sources"),
+    ("scorer", "transition"),
+}
+
+# The shipped models import nothing of basins but its errors, and only these use them.
+POCKET_USERS = {"models", "corpus", "texts", "runs", "cli"}
+
+HEAVY = ["faiss", "matplotlib", "circuitsvis", "datasets", "nltk", "ray", "sklearn", "scipy", "statsmodels", "wandb"]
+# It loads datasets and wandb, and version 4 has no HookedTransformer to import.
+HEAVY.append("transformer_lens")
+
+MAX_LINES = 300
+
+
+def _files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _module(path: Path) -> str:
+    """The row's name: `basins/experiments/depth.py` -> "experiments"."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(tree: ast.Module, path: Path) -> Iterator[tuple[str, int]]:
+    """(module of basins, line) for each import of the package from itself, inside functions too."""
+    package = ["basins", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            targets = [f"{source}.{alias.name}" for alias in node.names] if source == "basins" else [source]
+        else:
+            continue
+        for target in targets:
+            if target.startswith("basins."):
+                yield target.split(".")[1], node.lineno
+
+
+def _fault(importer: str, imported: str) -> str | None:
+    """Why `importer` may not import `imported`; None where it may."""
+    if imported.startswith("__") or imported == importer:  # __version__; files of one folder
+        return None
+    if imported == "pocket":
+        return None if importer in POCKET_USERS else f"only {', '.join(sorted(POCKET_USERS))} use the pocket models"
+    if imported not in ROW:
+        return f"{imported} is no file of the design: give it a row in tests/test_imports.py"
+    if importer == "pocket":
+        return None if imported == "errors" else "pocket imports nothing of basins but errors"
+    if ROW[imported] == ROW[importer]:
+        return None if (importer, imported) in WITHIN_A_ROW else f"both are in row {ROW[importer]}"
+    if ROW[imported] > ROW[importer]:
+        return f"row {ROW[importer]} may not import from row {ROW[imported]}"
+    return None
+
+
+def test_every_file_has_a_row():
+    unknown = {_module(path) for path in _files()} - ROW.keys() - {"__init__", "__main__", "pocket"}
+    assert not unknown, f"give {sorted(unknown)} a row in tests/test_imports.py"
+
+
+def test_files_import_only_from_rows_above_their_own():
+    faults = []
+    for path in _files():
+        importer = _module(path)
+        if importer in ("__init__", "__main__") or importer not in ROW.keys() | {"pocket"}:
+            continue
+        for imported, line in _imports(ast.parse(path.read_text()), path):
+            fault = _fault(importer, imported)
+            if fault:
+                faults.append(f"{path.relative_to(PACKAGE.parent)}:{line} imports basins.{imported}: {fault}")
+    assert not faults, "\n".join(faults)
+
+
+def test_imports_within_a_row_have_no_circle():
+    graph: dict[str, set[str]] = {}
+    for importer, imported in WITHIN_A_ROW:
+        assert ROW[importer] == ROW[imported], f"{importer} and {imported} are in different rows"
+        graph.setdefault(importer, set()).add(imported)
+    TopologicalSorter(graph).prepare()
+
+
+def test_imports_within_a_row_are_all_needed():
+    made = {(_module(path), name) for path in _files() for name, _ in _imports(ast.parse(path.read_text()), path)}
+    assert not WITHIN_A_ROW - made, "take these out of the list"
+
+
+@pytest.mark.parametrize(
+    ("source", "importer", "fault"),
+    [
+        ("from basins.scorer import BasinScorer", "neighbors", "row 2 may not import from row 4"),
+        ("from basins import scorer", "neighbors", "row 2 may not import from row 4"),
+        ("from . import scorer", "neighbors", "row 2 may not import from row 4"),
+        ("from .scorer import BasinScorer", "neighbors", "row 2 may not import from row 4"),
+        ("import basins.cli", "scores", "row 3 may not import from row 8"),
+        ("def f():\n    import basins.cli", "scores", "row 3 may not import from row 8"),
+        ("from basins.lens import run", "models", "both are in row 1"),
+        ("from basins.helpers import run", "models", "no file of the design"),
+        ("from basins.pocket import passages", "scores", "use the pocket models"),
+        ("from basins.lens import run", "scorer", None),
+        ("import torch\nfrom torch import nn", "errors", None),
+    ],
+)
+def test_the_rule_itself(source, importer, fault):
+    found = [_fault(importer, imported) for imported, _ in _imports(ast.parse(source), PACKAGE / f"{importer}.py")]
+    if fault is None:
+        assert not any(found)
+    else:
+        assert len(found) == 1
+        assert fault in found[0]
+
+
+def test_experiments_never_import_each_other():
+    for path in sorted((PACKAGE / "experiments").glob("*.py")):
+        if path.name != "__init__.py":
+            assert "experiments" not in [name for name, _ in _imports(ast.parse(path.read_text()), path)], path.name
+
+
+def test_import_basins_is_light():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import basins"], capture_output=True, text=True, check=True
+    )
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines() if "|" in line}
+    assert "basins" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def _forbidden(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            for name in names:
+                if name.partition(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"):
+                    yield node.lineno, f"import {name}"
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if f"{node.value.id}.{node.attr}" in ("torch.load", "pd.read_pickle", "pandas.read_pickle"):
+                yield node.lineno, f"{node.value.id}.{node.attr}"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
+            yield node.lineno, f"{node.func.id}()"
+        elif isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
+            is_off = isinstance(node.value, ast.Constant) and node.value.value is False
+            if not is_off:
+                yield node.value.lineno, f"{node.arg} that is not False"
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_runs_code_from_files(path):
+    assert not list(_forbidden(ast.parse(path.read_text())))
+
+
+def test_what_is_forbidden_is_found():
+    source = "import pickle\nfrom dill import load\ntorch.load(f)\neval('1')\nmodel.eval()\nf(trust_remote_code=True)\n"
+    assert [line for line, _ in _forbidden(ast.parse(source))] == [1, 2, 4, 3, 6]
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) < MAX_LINES
