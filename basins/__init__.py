@@ -1,9 +1,9 @@
 """basins: where does a language model collapse distinctions? Compression scores by really re-running each block.
 
-    model = basins.load_model("pocket")
-    scorer = basins.BasinScorer(model, k=15)
-    _, cache = model.run_with_cache("Call me Ishmael.")
-    scores = scorer.score(cache)
+model = basins.load_model("pocket")
+scorer = basins.BasinScorer(model, k=15)
+_, cache = model.run_with_cache("Call me Ishmael.")
+scores = scorer.score(cache)
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,10 +20,12 @@ from basins.progress import progress
 MEMORY_BUDGET = 4 * 2**30
 
 
+@runtime_checkable
 class States(Protocol):
     """States of a batch of sequences: layer L enters block L, outputs(L) leave it."""
 
-    shape: tuple[int, int]
+    @property
+    def shape(self) -> tuple[int, int]: ...
 
     def layer(self, layer: int) -> Float[Tensor, "batch pos d_model"]: ...
 
@@ -46,17 +48,21 @@ class CacheStates:
         if not streams:
             some = ", ".join(sorted(map(str, self.keys))[:4]) or "nothing"
             raise BasinsError(
-                f"this cache holds no residual streams (it holds {some}, ...). basins needs blocks.L.hook_resid_pre and "
-                "hook_resid_post: drop names_filter, or pass names_filter=lambda name: 'resid' in name."
+                f"this cache holds no residual streams (it holds {some}, ...). basins needs blocks.L.hook_resid_pre "
+                "and hook_resid_post: drop names_filter, or pass names_filter=lambda name: 'resid' in name."
             )
         beyond = {int(key.split(".")[1]) for key in streams} - set(range(self.n_layers))
         if beyond:
             raise BasinsError(
-                f"the cache has layer {max(beyond)} but {model_name(model)} has {self.n_layers} blocks. Was the cache made "
-                "with another model?"
+                f"the cache has layer {max(beyond)} but {model_name(model)} has {self.n_layers} blocks. Was the cache "
+                "made with another model?"
             )
         first = self._with_batch(self.tensors[streams[0]], streams[0])
-        self.shape: tuple[int, int] = (first.shape[0], first.shape[1])
+        self._shape: tuple[int, int] = (first.shape[0], first.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._shape
 
     def _find(self, names: list[str]) -> Tensor | None:
         for name in names:
@@ -64,8 +70,8 @@ class CacheStates:
                 states = self._with_batch(self.tensors[name], name)
                 if tuple(states.shape[:2]) != self.shape:
                     raise BasinsError(
-                        f'cache["{name}"] has shape {tuple(states.shape)} but other layers have {self.shape} sequences and '
-                        "positions. Was the cache made with pos_slice, or put together from two runs?"
+                        f'cache["{name}"] has shape {tuple(states.shape)} but other layers have {self.shape} '
+                        "sequences and positions. Was the cache made with pos_slice, or put together from two runs?"
                     )
                 return states
         return None
@@ -76,8 +82,8 @@ class CacheStates:
         width = getattr(self.model.cfg, "d_model", None)
         if states.ndim != 3 or (width is not None and states.shape[-1] != width):
             raise BasinsError(
-                f'cache["{name}"] has d_model={states.shape[-1]} but the model has {width}. Was the cache made with another '
-                "model?"
+                f'cache["{name}"] has d_model={states.shape[-1]} but the model has {width}. Was the cache made with '
+                "another model?"
             )
         return states.detach()
 
@@ -116,8 +122,8 @@ def check_finite(states: Float[Tensor, "batch pos d_model"], real: Bool[Tensor, 
         sequence, position = bad.nonzero()[0].tolist()
         raise BasinsError(
             f"layer {layer} has NaN or infinite states at {int(bad.sum())} of {int(real.sum())} tokens, the first at "
-            f"sequence {sequence}, position {position}. Half precision overflows in some models: run the model in bfloat16 "
-            "or float32; or mark padding with attention_mask."
+            f"sequence {sequence}, position {position}. Half precision overflows in some models: run the model in "
+            "bfloat16 or float32; or mark padding with attention_mask."
         )
 
 
@@ -129,20 +135,23 @@ def check_mask(attention_mask: Any, shape: tuple[int, int]) -> Int[Tensor, "batc
     if mask.ndim == 1:
         mask = mask[None]
     if tuple(mask.shape) != shape:
-        raise BasinsError(f"attention_mask has shape {tuple(mask.shape)} but the cache has {shape} sequences and positions.")
+        raise BasinsError(
+            f"attention_mask has shape {tuple(mask.shape)} but the cache has {shape} sequences and positions."
+        )
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise BasinsError("attention_mask must hold 1 for real tokens and 0 for padding, nothing else.")
     mask = mask.long()
     empty = (mask.sum(1) == 0).nonzero()[:, 0].tolist()
     if empty:
         raise BasinsError(
-            f"sequence {empty[0]} is all padding ({len(empty)} such of {shape[0]}). Drop such rows from the tokens, the mask "
-            "and the cache."
+            f"sequence {empty[0]} is all padding ({len(empty)} such of {shape[0]}). Drop such rows from the tokens, "
+            "the mask and the cache."
         )
     holes = ((mask.diff(dim=1) != 0).sum(1) + mask[:, 0] + mask[:, -1] > 2).nonzero()[:, 0].tolist()
     if holes:
         raise BasinsError(
-            f"attention_mask of sequence {holes[0]} has padding between real tokens. Possible: padding at the start or the end."
+            f"attention_mask of sequence {holes[0]} has padding between real tokens. Possible: padding at the start "
+            "or the end."
         )
     return mask
 
@@ -156,13 +165,13 @@ def check_tokens(tokens: Any, shape: tuple[int, int] | None) -> Any:
         ids = ids[None]
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim != 2 or not ids.numel():
         raise BasinsError(
-            f"tokens have shape {tuple(ids.shape)} and dtype {ids.dtype}; they must be whole numbers, one row a sequence. "
-            "Texts go to score_texts()."
+            f"tokens have shape {tuple(ids.shape)} and dtype {ids.dtype}; they must be whole numbers, one row a "
+            "sequence. Texts go to score_texts()."
         )
     if shape is not None and tuple(ids.shape) != shape:
         raise BasinsError(
-            f"tokens have shape {tuple(ids.shape)} but the cache has {shape} sequences and positions. Pass the token ids "
-            "that the cache was made with."
+            f"tokens have shape {tuple(ids.shape)} but the cache has {shape} sequences and positions. Pass the token "
+            "ids that the cache was made with."
         )
     return ids.long()
 
@@ -225,13 +234,15 @@ def embed_all_layers(
 ) -> StateStore:
     """States at layers 0 .. n_layers of every sequence: what `fit(texts)` keeps as its bank."""
     n = n_layers(model)
-    store = StateStore(*tokens.shape, int(model.cfg.d_model), dtype, n + 1, budget)
+    store = StateStore(tokens.shape[0], tokens.shape[1], int(model.cfg.d_model), dtype, n + 1, budget)
     for layer in range(n + 1):
         store.create(layer)
     with progress("embedding the bank", len(tokens)) as advance:
         for start in range(0, len(tokens), batch_size):
             rows = slice(start, start + batch_size)
-            length = int(attention_mask[rows].sum(1).max()) if bool(attention_mask[rows][:, 0].all()) else tokens.shape[1]
+            length = (
+                int(attention_mask[rows].sum(1).max()) if bool(attention_mask[rows][:, 0].all()) else tokens.shape[1]
+            )
 
             def keeper(layer: int, rows: slice = rows, length: int = length) -> Any:
                 def keep(value: Tensor, hook: Any) -> None:

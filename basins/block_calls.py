@@ -1,9 +1,9 @@
 """How a model called its blocks: recorded from a real forward pass, and rebuilt for other rows and positions.
 
 Masks, rotary tables, position ids and ALiBi slopes reach a block in different arguments in every architecture. None of
-them depends on the tokens, so a forward pass over any tokens of the same shape and padding records them all. Each tensor
-argument gets a role by its name and shape, and can then be gathered for other rows (copies of sequences) and other
-positions (packed replay). What has no known role is refused with `CannotRebuild`, never guessed.
+them depends on the tokens, so a forward pass over any tokens of the same shape and padding records them all. Each
+tensor argument gets a role by its name and shape, and can then be gathered for other rows (copies of sequences) and
+other positions (packed replay). What has no known role is refused with `CannotRebuild`, never guessed.
 """
 
 from __future__ import annotations

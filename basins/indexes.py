@@ -6,14 +6,14 @@ With mu the bank's mean, q and b float32 after subtraction of mu, and u the unit
 
     (1 - g) (|q|^2 + |b|^2) - 2 q.b  <=  |q - b|^2
 
-is a lower bound, and for one query it is ordered by the inner product of (2 q, -1) with (b, (1 - g) |b|^2): torch and FAISS
-both search that.
+is a lower bound, and for one query it is ordered by the inner product of (2 q, -1) with (b, (1 - g) |b|^2): torch and
+FAISS both search that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -100,6 +100,7 @@ def _unit_roundoff(dtype: torch.dtype, device: torch.device) -> float:
     return 2.0**-24 if full else 2.0**-8
 
 
+@runtime_checkable
 class Index(Protocol):
     """Finds candidates for some queries among the members it was made with."""
 

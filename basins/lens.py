@@ -7,7 +7,7 @@ TransformerLens 4 has only the bridge; 2 and 3 have `HookedTransformer`. No clas
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ def check_model(model: Any) -> None:
             "TransformerBridge or a HookedTransformer. Wrap a transformers model with "
             "basins.load_model(model, tokenizer=tokenizer)."
         )
-    names = [name for name, _ in getattr(model, "named_children", lambda: [])()]
+    names = [name for name, _ in getattr(model, "named_children", list)()]
     if "encoder_blocks" in names or "decoder_blocks" in names or getattr(model.cfg, "is_encoder_decoder", False):
         raise BasinsError(
             f"{model_name(model)} is an encoder-decoder: it has two residual streams and basins scores one. Possible: "
@@ -37,8 +37,8 @@ def check_model(model: Any) -> None:
         )
     if not hasattr(model, "blocks"):
         raise BasinsError(
-            f"{model_name(model)} has no list of blocks with one residual stream. Possible: decoder-only language models "
-            "(GPT-2, Llama, Gemma, Qwen, Mistral, ...)."
+            f"{model_name(model)} has no list of blocks with one residual stream. Possible: decoder-only language "
+            "models (GPT-2, Llama, Gemma, Qwen, Mistral, ...)."
         )
 
 
@@ -48,6 +48,25 @@ def model_name(model: Any) -> str:
 
 def n_layers(model: Any) -> int:
     return len(model.blocks)
+
+
+def check_layers(model: Any, layers: int | Iterable[int] | None) -> tuple[int, ...]:
+    """Transitions as sorted numbers 0 .. n_layers - 1; None: all. Negative ones count from the end."""
+    n = n_layers(model)
+    if layers is None:
+        return tuple(range(n))
+    wanted: list[Any] = list(layers) if isinstance(layers, Iterable) else [layers]
+    if not wanted:
+        raise BasinsError(f"layers is empty. Pass transitions 0 to {n - 1}, or None for all of them.")
+    for layer in wanted:
+        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+            raise BasinsError(f"layer={layer!r} must be a whole number: this model's blocks are numbered 0 to {n - 1}.")
+        if not -n <= int(layer) < n:
+            raise BasinsError(
+                f"layer={layer} is out of range: this model has {n} blocks, numbered 0 to {n - 1}. For the last block "
+                "pass layer=-1."
+            )
+    return tuple(sorted({int(layer) % n for layer in wanted}))
 
 
 def resid_pre(layer: int) -> str:
@@ -126,7 +145,7 @@ def fingerprint(model: Any) -> str:
 
 @contextmanager
 def as_found(model: nn.Module) -> Iterator[None]:
-    """No gradients and evaluation mode inside; afterwards every module's mode is what it was, also after an exception."""
+    """No gradients and evaluation mode inside; afterwards, also after an exception, all modes are as they were."""
     # A bridge keeps the wrapped transformers model outside its own module tree.
     wrapped = getattr(model, "original_model", None)
     roots = [model, *([wrapped] if isinstance(wrapped, nn.Module) else [])]

@@ -1,9 +1,9 @@
 """Who may be whose neighbour, and which k are nearest: exact, with a proof, or marked approximate.
 
-Candidates come from a fast float32 product (`indexes.py`); their distances are then taken directly in float64. The product
-also gives a lower bound on the distance of everything that is no candidate: where the k-th candidate is not strictly
-below it, that query is searched again among all states that the bound does not exclude. So duplicates, near ties and
-huge norms give the same sets as a float64 loop, whatever the index, the chunks and the device.
+Candidates come from a fast float32 product (`indexes.py`); their distances are then taken directly in float64. The
+product also gives a lower bound on the distance of everything that is no candidate: where the k-th candidate is not
+strictly below it, that query is searched again among all states that the bound does not exclude. So duplicates, near
+ties and huge norms give the same sets as a float64 loop, whatever the index, the chunks and the device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from basins.errors import BasinsError
 from basins.indexes import Index, SearchSpace, make_index, search_space
 from basins.settings import ScorerSettings
 
@@ -42,7 +43,7 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The k nearest bank states of each query, nearest first; ids are -1 and distances NaN where fewer than k were allowed."""
+    """Each query's k nearest bank states, nearest first; ids -1 and distances NaN where fewer than k were allowed."""
 
     ids: Int[Tensor, "query k"]
     distances: Float[Tensor, "query k"]
@@ -52,7 +53,7 @@ class Neighbors:
 def table_of(
     attention_mask: Int[Tensor, "batch pos"], tokens: Int[Tensor, "batch pos"] | None, exclude_first: int
 ) -> TokenTable:
-    """Flat rows of a batch. `usable`: a real token whose place among its sequence's real tokens is `exclude_first` or later."""
+    """Flat rows of a batch. `usable`: a real token that is not among the first `exclude_first` of its sequence."""
     batch, pos = attention_mask.shape
     real = attention_mask.bool()
     place = real.long().cumsum(1) - 1
@@ -101,8 +102,10 @@ def _groups(
     if settings.neighbors != "same_token":
         yield queries, members
         return
-    assert query_table.token is not None and bank_table.token is not None
-    query_tokens, bank_tokens = query_table.token[queries], bank_table.token[members]
+    query_token, bank_token = query_table.token, bank_table.token
+    if query_token is None or bank_token is None:
+        raise BasinsError('neighbors="same_token" needs the token ids of the scored states and of the bank.')
+    query_tokens, bank_tokens = query_token[queries], bank_token[members]
     query_order, bank_order = query_tokens.argsort(stable=True), bank_tokens.argsort(stable=True)
     query_sorted, bank_sorted = query_tokens[query_order], bank_tokens[bank_order]
     for token in query_sorted.unique():
@@ -179,7 +182,7 @@ class _Group:
         return ids, bound.masked_fill(complete, float("inf"))
 
     def _search_again(self, queries: Int[Tensor, "q"], reach: Float[Tensor, "q"]) -> tuple[Tensor, Tensor]:
-        """Search all members that the lower bound does not put beyond `reach`, the k-th candidate's squared distance."""
+        """Search all members that the bound does not put beyond `reach`, the k-th candidate's squared distance."""
         results = []
         step = max(1, PAIRS_PER_CHUNK // len(self.members))
         for some, limit in zip(queries.split(step), reach.split(step), strict=True):

@@ -39,7 +39,9 @@ def restart_layers(
 
         return hook_fn
 
-    hooks = [(resid_pre(layer), start(layer)) for layer in inputs] + [(resid_post(layer), keep(layer)) for layer in inputs]
+    hooks = [(resid_pre(layer), start(layer)) for layer in inputs] + [
+        (resid_post(layer), keep(layer)) for layer in inputs
+    ]
     stop = max(inputs) + 1
     tokens = dummy_tokens(model, *attention_mask.shape)
     run(model, tokens, attention_mask, hooks, stop_at_layer=stop if stop < n_layers(model) else None)
@@ -49,7 +51,7 @@ def restart_layers(
 def call_block(
     model: Any, layer: int, args: tuple, kwargs: dict, states: Float[Tensor, "row pos d_model"]
 ) -> Float[Tensor, "row pos d_model"]:
-    """Run one block. The states are put in again behind the user's hooks on `resid_pre`: they already went through them."""
+    """Run one block. The states are put in behind the user's hooks on `resid_pre`: they already went through them."""
     handle = model.hook_dict[resid_pre(layer)].register_forward_hook(lambda point, inputs, output: states)
     try:
         output = model.blocks[layer](*args, **kwargs)
@@ -68,7 +70,8 @@ def patch_block(
 ) -> Float[Tensor, "patch d_model"]:
     """Outputs of one block at the patched position: one copy of the sequence for every patch.
 
-    Patch i stands at position `positions[i]` of sequence `rows[i]`; `states` are in the block's dtype and on its device.
+    Patch i stands at position `positions[i]` of sequence `rows[i]`; `states` are in the block's dtype and on its
+    device.
     """
     outputs = torch.empty_like(patches)
     step = max(1, TOKENS_PER_CALL // call.pos)

@@ -2,8 +2,8 @@
 
 The block's input is the sequence's context states followed by patched states. A patched row stands at its query's
 position and may attend to what the model lets that position attend to, with its own state in the place of the query's,
-and to no other patched row. So each patched row comes out as if it had been run alone (`patching.py`), at the cost of one
-row instead of one sequence. The first `pos` output rows are the model's own next layer.
+and to no other patched row. So each patched row comes out as if it had been run alone (`patching.py`), at the cost of
+one row instead of one sequence. The first `pos` output rows are the model's own next layer.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def packed_replay(
 ) -> tuple[Float[Tensor, "batch patch d_model"], Float[Tensor, "batch pos d_model"]]:
     """Outputs of one block for every patch, and for the context (the next layer).
 
-    `states` and `patches` are in the block's dtype and on its device. Patch j of sequence b stands at `positions[b, j]`.
-    The result does not depend on `rows_per_call` (None: planned) beyond float rounding. Raises CannotRebuild where the
-    block's arguments are not understood; whether a block is right when packed is for `selfcheck.py` to say.
+    `states` and `patches` are in the block's dtype and on its device. Patch j of sequence b stands at `positions[b,
+    j]`. The result does not depend on `rows_per_call` (None: planned) beyond float rounding. Raises CannotRebuild
+    where the block's arguments are not understood; whether a block is right when packed is for `selfcheck.py` to say.
     """
     pos, n_patches = states.shape[1], patches.shape[1]
     step = min(rows_per_call or max(LEAST_ROWS, ROWS_PER_POS * pos), room(model, call))

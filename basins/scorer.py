@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basins.activations import MEMORY_BUDGET, CacheStates, States, check_finite, check_mask, check_tokens, embed_all_layers
-from basins.block_calls import dummy_tokens, record_calls
+from basins.activations import (
+    MEMORY_BUDGET,
+    CacheStates,
+    States,
+    check_finite,
+    check_mask,
+    check_tokens,
+    embed_all_layers,
+)
+from basins.block_calls import dummy_tokens
 from basins.corpus import TokenBatch, tokenize
 from basins.errors import BasinsError
-from basins.lens import as_found, block_dtype, check_model, hook_fingerprint, model_name, n_layers
+from basins.lens import as_found, block_dtype, check_layers, check_model, model_name
 from basins.neighbors import TokenTable, table_of
 from basins.progress import progress
 from basins.results import assemble, provenance
 from basins.scores import BasinScores
-from basins.selfcheck import CheckedPath, check_paths
-from basins.settings import ScorerSettings, whole
-from basins.sources import CacheSource, Source, SweepSource, compute_device, plan_batch, record_chunks
+from basins.selfcheck import SelfCheck
+from basins.settings import ScorerSettings
+from basins.sources import CacheSource, Source, SweepSource, plan_batch, record_chunks
 from basins.transition import Bank, measure_transition
 
 
@@ -38,8 +46,8 @@ class BasinScorer:
     """Scores how much a model's blocks compress the neighbourhood of every token.
 
     For each token at each layer the k nearest states of the residual stream are put into the token's place and pushed
-    through the next block, which is really re-run in the token's own context (`method="rerun"`), or their cached outputs
-    are looked up (`"lookup"`). See `BasinScores` for what comes out.
+    through the next block, which is really re-run in the token's own context (`method="rerun"`), or their cached
+    outputs are looked up (`"lookup"`). See `BasinScores` for what comes out.
 
     Args:
         model: a TransformerLens model (`basins.load_model`, a TransformerBridge or a HookedTransformer).
@@ -98,7 +106,7 @@ class BasinScorer:
             seed=seed,
         )
         self._bank: FittedBank | None = None
-        self._paths: dict[tuple, dict[int, CheckedPath]] = {}
+        self._self_check = SelfCheck(model, seed)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.as_dict().items())
@@ -129,7 +137,7 @@ class BasinScorer:
         Raises BasinsError when the cache, the mask or the settings do not fit, or when re-running a block on the cached
         states does not give the cached next layer.
         """
-        wanted = self.check_layers(layers)
+        wanted = check_layers(self.model, layers)
         states = CacheStates(cache, self.model)
         ids = check_tokens(tokens, states.shape)
         mask = check_mask(attention_mask, states.shape)
@@ -139,7 +147,7 @@ class BasinScorer:
             source = CacheSource(states, self.model, self.dtype)
             if self.settings.method == "rerun":
                 given = ids if ids is not None else dummy_tokens(self.model, *states.shape).cpu()
-                source.paths = self._check_paths(given, mask, wanted, lambda layer, row: states.layer(layer)[row])
+                source.paths = self._self_check.paths(given, mask, wanted, lambda layer, row: states.layer(layer)[row])
                 source.chunks = record_chunks(self.model, given, mask, wanted, self.settings.batch_size)
             return self._score(source, ids, mask, wanted, None)
 
@@ -155,12 +163,15 @@ class BasinScorer:
     ) -> BasinScores:
         """Score whole texts layer by layer, without a cache: memory is two layers of states, whatever the depth.
 
-        Texts are tokenised as `model.to_tokens` does it (see `basins.corpus.tokenize`). A text longer than the context is
-        an error unless `long_texts` is "truncate" or "split". States beyond `memory_budget` bytes go to a mapped file.
+        Texts are tokenised as `model.to_tokens` does it (see `basins.corpus.tokenize`). A text longer than the context
+        is an error unless `long_texts` is "truncate" or "split". States beyond `memory_budget` bytes go to a mapped
+        file.
         """
-        batch = texts
-        if not isinstance(batch, TokenBatch):
-            batch = tokenize(self.model, batch, max_length=max_length, long_texts=long_texts, prepend_bos=prepend_bos)
+        if isinstance(texts, TokenBatch):
+            batch = texts
+        else:
+            options = {"max_length": max_length, "long_texts": long_texts, "prepend_bos": prepend_bos}
+            batch = tokenize(self.model, [texts] if isinstance(texts, str) else list(texts), **options)
         return self.score_tokens(
             batch.tokens,
             batch.attention_mask,
@@ -179,7 +190,7 @@ class BasinScorer:
         tokenization: dict[str, Any] | None = None,
     ) -> BasinScores:
         """Score token ids layer by layer, without a cache."""
-        wanted = self.check_layers(layers)
+        wanted = check_layers(self.model, layers)
         ids = check_tokens(tokens, None)
         mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
         with as_found(self.model):
@@ -187,7 +198,7 @@ class BasinScorer:
             size, budget = self.settings.batch_size, memory_budget
             source = SweepSource(self.model, ids, mask, wanted, self.dtype, size, budget, rerun)
             span = tuple(range(wanted[0], wanted[-1] + 1))
-            source.paths = self._check_paths(ids, mask, span, None)
+            source.paths = self._self_check.paths(ids, mask, span)
             return self._score(source, ids, mask, wanted, tokenization)
 
     def fit(
@@ -203,7 +214,7 @@ class BasinScorer:
         arguments for texts are those of `basins.corpus.tokenize`.
         """
         if isinstance(bank, (str, list, tuple)):
-            bank = tokenize(self.model, bank, **tokenization)
+            bank = tokenize(self.model, [bank] if isinstance(bank, str) else list(bank), **tokenization)
         if isinstance(bank, TokenBatch):
             tokens, attention_mask = bank.tokens, bank.attention_mask
             size = self.settings.batch_size or plan_batch(self.model, tokens.shape[1])
@@ -216,23 +227,6 @@ class BasinScorer:
         self._enough(table, self.settings.k, "the bank")
         self._bank = FittedBank(states, table, {"sequences": states.shape[0], "states": int(table.usable.sum())})
         return self
-
-    def check_layers(self, layers: int | Iterable[int] | None) -> tuple[int, ...]:
-        """Transitions as sorted numbers 0 .. n_layers - 1."""
-        n = n_layers(self.model)
-        if layers is None:
-            return tuple(range(n))
-        wanted = [layers] if hasattr(layers, "__index__") else list(layers)  # type: ignore[arg-type]
-        if not wanted:
-            raise BasinsError(f"layers is empty. Pass transitions 0 to {n - 1}, or None for all of them.")
-        for layer in wanted:
-            whole("layer", layer, -(2**31), "transitions are numbered.")
-            if not -n <= int(layer) < n:  # type: ignore[call-overload]
-                raise BasinsError(
-                    f"layer={layer} is out of range: this model has {n} blocks, numbered 0 to {n - 1}. For the last block "
-                    "pass layer=-1."
-                )
-        return tuple(sorted({int(layer) % n for layer in wanted}))  # type: ignore[call-overload]
 
     def _score(
         self,
@@ -274,34 +268,6 @@ class BasinScorer:
         usable = int(table.usable.sum())
         if usable < needed:
             raise BasinsError(
-                f"k={self.settings.k} needs at least {needed} usable states and {where} has {usable} (padding and the first "
-                f"{self.settings.exclude_first} positions are left out). Pass a smaller k or more tokens."
+                f"k={self.settings.k} needs at least {needed} usable states and {where} has {usable} (padding and the "
+                f"first {self.settings.exclude_first} positions are left out). Pass a smaller k or more tokens."
             )
-
-    def _check_paths(
-        self,
-        tokens: Int[Tensor, "batch pos"],
-        mask: Int[Tensor, "batch pos"],
-        layers: tuple[int, ...],
-        states_at: Callable[[int, slice], Float[Tensor, "1 pos d_model"]] | None,
-    ) -> dict[int, CheckedPath]:
-        """The self-check, for the layers not yet checked under these hooks, this kind of padding and this length.
-
-        The longest sequence is checked, of the left-padded ones if there are any, so that windows and offsets matter.
-        """
-        lengths, left = mask.sum(1), mask[:, 0] == 0
-        row = int((lengths + left * mask.shape[1]).argmax())
-        end = int(mask[row].nonzero()[-1]) + 1
-        tokens, mask = tokens[row : row + 1, :end], mask[row : row + 1, :end]
-        padded = bool(left.any())
-        for (hooks, pad, length), paths in self._paths.items():
-            covers = length >= end and set(layers) <= set(paths)
-            if covers and pad == padded and hooks == hook_fingerprint(self.model):
-                return {layer: paths[layer] for layer in layers}
-        keep = layers if states_at is None else ()
-        calls, states = record_calls(self.model, tokens, mask, layers, keep)
-        if states_at is not None:
-            states = {layer: states_at(layer, slice(row, row + 1))[:, :end] for layer in layers}
-        paths = check_paths(self.model, calls, states, mask, self.settings.seed)
-        self._paths[hook_fingerprint(self.model), padded, end] = paths
-        return paths

@@ -50,7 +50,7 @@ def variance(states: Float[Tensor, "*token k d_model"]) -> Float[Tensor, "*token
 
 
 def raw_score(var_out: Float[Tensor, "*token"], eps: float) -> Float[Tensor, "*token"]:
-    """C = -ln(V_out + eps), nats: higher means more compression, and mostly means a denser neighbourhood to begin with."""
+    """C = -ln(V_out + eps), nats. Higher means more compression, but mostly a denser neighbourhood to begin with."""
     return -(var_out + eps).log()
 
 
@@ -69,13 +69,13 @@ def update_score(var_update: Float[Tensor, "*token"], eps: float) -> Float[Tenso
 
 @dataclass(frozen=True)
 class BasinScores:
-    """Scores of every token at every transition; NaN where a token is not scored (padding, left out, too few neighbours).
+    """Scores of every token at every transition; NaN where one is not scored (padding, left out, too few neighbours).
 
     `values` is the raw score C = -ln V_out. It is almost the density of the neighbourhood before the block, -ln V_in;
-    what the block does shows in `relative` = ln(V_in / V_out) and in `update` = -ln V_upd. All three in nats, variances in
-    squared residual-stream units. `lookup` holds the same scores for the neighbours' cached outputs, each in its own
-    context, or None where those are not known. `neighbor_ids` are flat ids `sequence * n_pos + position` into the bank,
-    nearest first, -1 where none. `settings` records everything the numbers depend on.
+    what the block does shows in `relative` = ln(V_in / V_out) and in `update` = -ln V_upd. All three in nats,
+    variances in squared residual-stream units. `lookup` holds the same scores for the neighbours' cached outputs, each
+    in its own context, or None where those are not known. `neighbor_ids` are flat ids `sequence * n_pos + position`
+    into the bank, nearest first, -1 where none. `settings` records everything the numbers depend on.
     """
 
     values: Float[Tensor, "layer batch pos"]
@@ -196,7 +196,7 @@ class BasinScores:
         return importlib.import_module("basins.tokens_view").show(self, sequence=sequence, **options)
 
     def __str__(self) -> str:
-        n_layers, batch, pos = self.values.shape
+        n_layers, batch, _ = self.values.shape
         scored = int(self.values[0].isfinite().sum()) if n_layers else 0
         head = (
             f"BasinScores: {scored} of {int(self.real_tokens().sum())} tokens in {batch} sequences, transitions "
@@ -207,12 +207,14 @@ class BasinScores:
     __repr__ = __str__
 
     def save(self, folder: str | Path) -> Path:
-        """Write `scores.safetensors` and `scores.json` into a new folder, all or nothing. Raises if the folder exists."""
+        """Write `scores.safetensors` and `scores.json` into a new folder, all or nothing; raises if it exists."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
         if folder.exists():
-            raise BasinsError(f"{folder} exists already. Nothing was written; choose another folder or remove it first.")
+            raise BasinsError(
+                f"{folder} exists already. Nothing was written; choose another folder or remove it first."
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
@@ -227,7 +229,9 @@ class BasinScores:
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, OSError):
-                raise BasinsError(f"{folder} could not be written ({error}). Nothing is left under that name.") from error
+                raise BasinsError(
+                    f"{folder} could not be written ({error}). Nothing is left under that name."
+                ) from error
             raise
         return folder
 

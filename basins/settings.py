@@ -58,8 +58,8 @@ class ScorerSettings:
             )
         if self.shrink != 1 and self.method == "lookup":
             raise BasinsError(
-                f'shrink={self.shrink} needs method="rerun": method="lookup" runs no block, so a moved neighbour has no '
-                'output. Pass shrink=1.0 or method="rerun".'
+                f'shrink={self.shrink} needs method="rerun": method="lookup" runs no block, so a moved neighbour has '
+                'no output. Pass shrink=1.0 or method="rerun".'
             )
         if not _is_number(self.eps) or not 0 < self.eps < float("inf"):
             raise BasinsError(f"eps={self.eps!r} is out of range: it must be positive, because V_out may be 0.")

@@ -1,4 +1,4 @@
-"""Where the states of the scored sequences come from: a cache that holds them, or a sweep that computes them as it goes.
+"""Where the states of the scored sequences come from: a cache, or a sweep that computes them as it goes.
 
 In a sweep no cache of all layers is needed: the first rows of every packed re-run are the next layer, so two layers of
 states are enough, whatever the depth.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +26,7 @@ FLOATS_PER_CALL = {"cpu": 2**24, "cuda": 2**29}
 
 @dataclass(frozen=True)
 class Chunk:
-    """Sequences that are re-run together: their rows, the length that their real tokens need, and the blocks' arguments."""
+    """Sequences that are re-run together: their rows, their longest real length, and the blocks' arguments."""
 
     rows: slice
     length: int
@@ -34,6 +34,7 @@ class Chunk:
     calls: dict[int, BlockCall]
 
 
+@runtime_checkable
 class Source(Protocol):
     """States by layer, on the device and in the dtype of computation, and how their blocks are re-run."""
 
@@ -92,7 +93,7 @@ class SweepSource:
         rerun: bool,
     ) -> None:
         self.model, self.layers, self.dtype, self.rerun = model, layers, dtype, rerun
-        self.store = StateStore(*tokens.shape, int(model.cfg.d_model), dtype, 2, budget)
+        self.store = StateStore(tokens.shape[0], tokens.shape[1], int(model.cfg.d_model), dtype, 2, budget)
         self.paths: dict[int, CheckedPath] = {}
         self.at = layers[0]
         first = self.store.create(self.at)

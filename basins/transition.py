@@ -1,4 +1,4 @@
-"""One transition: find every query's neighbours, run the block for them or look its outputs up, measure the variances."""
+"""One transition: find neighbours, run the block for them or look its outputs up, measure the variances."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from basins.settings import ScorerSettings
 from basins.sources import Chunk, Source
 
 PATCH_FLOATS = 2**25
-# The context rows of a re-run must be the model's own next layer. A cache may come from another batch shape or kernel, so
-# this allows more than the self-check does; a wrong mask or another model is off by far more.
+# The context rows of a re-run must be the model's own next layer. A cache may come from another batch shape or kernel,
+# so this allows more than the self-check does; a wrong mask or another model is off by far more.
 NEXT_LAYER_TOLERANCE = 30.0
 
 
@@ -176,10 +176,10 @@ def _check_next_layer(
     error = disagreement(got, known[chunk.rows, : chunk.length].to(before.device)[real], before[real])
     if not error <= NEXT_LAYER_TOLERANCE:
         raise BasinsError(
-            f"re-running block {layer} on the cached states does not give the cached layer {layer + 1} (off by {error:.3g} "
-            "times what rounding explains). Likely causes: the batch was padded and attention_mask was not passed to "
-            "score(); the cache comes from other weights or another precision; hooks were active then and are not now (or "
-            "the reverse); the model was in training mode."
+            f"re-running block {layer} on the cached states does not give the cached layer {layer + 1} (off by "
+            f"{error:.3g} times what rounding explains). Likely causes: the batch was padded and attention_mask was "
+            "not passed to score(); the cache comes from other weights or another precision; hooks were active then "
+            "and are not now (or the reverse); the model was in training mode."
         )
 
 
