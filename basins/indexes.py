@@ -71,7 +71,8 @@ def search_space(
     approximate = settings.index == "faiss-ivf" or uses_faiss(settings, len(bank), bank.device)
     low = torch.float32 if approximate else bank.dtype
     if settings.metric == "cosine" or settings.normalize:
-        query, bank = _unit(query, 0), _unit(bank, 1)
+        own_axis = settings.metric == "cosine"
+        query, bank = _unit(query, 0, own_axis), _unit(bank, 1, own_axis)
     centre = bank[usable].double().mean(0)
     query_low, bank_low = (query.double() - centre).to(low), (bank.double() - centre).to(low)
     slack = (4 * bank.shape[1] + 32) * _unit_roundoff(low, bank.device)
@@ -80,13 +81,15 @@ def search_space(
     return SearchSpace(query, bank, query_low, torch.cat([bank_low, norms], 1), slack)
 
 
-def _unit(states: Float[Tensor, "token d_model"], which: int) -> Float[Tensor, "token d_plus_2"]:
-    """Unit vectors in float64. A zero state has no direction: it gets one of its own, at cosine distance 1 from all."""
+def _unit(states: Float[Tensor, "token d_model"], which: int, own_axis: bool) -> Float[Tensor, "token d_plus_2"]:
+    """Unit vectors in float64. A zero state has no direction: it stays zero, or with `own_axis` gets an axis of its
+    own (of two: queries and bank), at cosine distance 1 from everything.
+    """
     states = states.double()
     norms = states.norm(dim=1, keepdim=True)
     zero = norms == 0
     own = states.new_zeros(len(states), 2)
-    own[:, which] = zero[:, 0].double()
+    own[:, which] = zero[:, 0].double() * own_axis
     return torch.cat([states / norms.masked_fill(zero, 1), own], 1)
 
 

@@ -44,12 +44,14 @@ def check_decoder_only(config: Any, source: str, model_class: str | None = None)
             f"{source} is an encoder ({architecture}): its tokens see what comes after them, and re-running a block "
             f"needs a causal model. Possible: {DECODERS}."
         )
-    # gpt2 and its like are known by model type: a sequence classifier's weights still hold the language model.
-    writes_text = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or any(
-        name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in named
-    )
-    if not writes_text:
-        raise BasinsError(f"{source} ({architecture}) is not a language model. Possible: {DECODERS}.")
+    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in named):
+        return
+    # The stored weights of another head on a language model still hold the language model.
+    if model_class or config.model_type not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise BasinsError(
+            f"{source} ({architecture}) is not a language model. Possible: {DECODERS}, in transformers what "
+            "AutoModelForCausalLM loads."
+        )
 
 
 def _explanation(source: str, error: BaseException) -> str:
@@ -85,7 +87,7 @@ def _explanation(source: str, error: BaseException) -> str:
             f"{source} is not in the local Hugging Face cache, and the hub could not be reached. Is this machine "
             f"connected to a network, or does it need a proxy (HTTPS_PROXY)? Possible without the hub: {WITHOUT_HUB}."
         )
-    if "Could not determine supported architecture" in text or "not currently supported" in text:
+    if any(s in text for s in ("supported architecture", "Unsupported architecture", "not currently supported")):
         return (
             f"{source}: this version of TransformerLens has no adapter for the architecture ({_names(text)}). "
             f"Possible: {DECODERS}; newer versions of transformer-lens know more."
@@ -117,8 +119,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _names(text: str) -> str:
     """The configuration's architecture names out of TransformerLens' message, which may list every adapter it has."""
-    found = re.search(r"Config architectures: \[(.*?)\]|(\w+) is not currently supported", text)
-    return (found[1] or found[2]).replace("'", "") if found else "unknown"
+    patterns = r"Config architectures: \[(.*?)\]|Unsupported architecture: (\w+)|(\w+) is not currently supported"
+    found = re.search(patterns, text)
+    return (found[1] or found[2] or found[3]).replace("'", "") if found else "unknown"
 
 
 def _offline() -> bool:

@@ -122,7 +122,7 @@ def _wrap_loaded(source: Any, tokenizer: Any, device: torch.device | None, dtype
         raise BasinsError(f"source is a {type(source).__name__}, not a transformers model. Possible: {SOURCES}.")
     model: Any = source
     name = getattr(model.config, "name_or_path", "") or type(model).__name__
-    check_decoder_only(model.config, name, type(model).__name__)
+    check_decoder_only(model.config, name, wrap.model_class(model))
     with explained(name):
         if device is not None:
             model = model.to(device)

@@ -164,21 +164,26 @@ def _dataset_texts(source: str, column: str, limit: int | None) -> Iterator[str]
         raise MissingExtra("datasets", "experiments") from error
 
     name, config, split = [*source.split(":"), "", ""][:3]
-    try:
+
+    def documents() -> Iterator[Any]:
         rows: Any = load_dataset(name, config or None, split=split or "train", streaming=limit is not None)
+        for row in rows:
+            if column not in row:
+                raise BasinsError(_no_column(source, column, row))
+            if not isinstance(row[column], str) or row[column].strip():
+                yield row[column]
+
+    try:
+        yield from check_texts(documents(), f"{source}, text {{}} (the first is 0)")
+    except BasinsError:
+        raise
     except Exception as error:  # the client raises whatever its reader, its cache and the network raise
         raise BasinsError(
-            f"{source!r} is not a file here, and as a Hugging Face dataset it could not be loaded: "
+            f"{source!r} is not a file here, and as a Hugging Face dataset it could not be read: "
             f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]} Without a network, or with "
             "HF_HUB_OFFLINE set, only datasets in the local cache load: download it once while online, or pass a file. "
             f"Possible: {POSSIBLE}."
         ) from error
-    columns = rows.column_names or []
-    if columns and column not in columns:
-        raise BasinsError(_no_column(source, column, columns))
-    cells = (row[column] for row in rows)
-    documents = (cell for cell in cells if not isinstance(cell, str) or cell.strip())
-    yield from check_texts(documents, f"{source}, text {{}} (the first is 0)")
 
 
 def _no_column(place: str, column: str, columns: Iterable[str]) -> str:

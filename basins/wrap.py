@@ -30,7 +30,7 @@ def has_bridge() -> bool:
 def wrap_model(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> Any:
     """Wrap a loaded model where and as it is (device, dtype). A bridge changes `hf_model`; `tokenizer` is copied."""
     config = copy.deepcopy(hf_model.config)
-    config.architectures = [type(hf_model).__name__]
+    config.architectures = [model_class(hf_model)]
     if tokenizer is not None:
         tokenizer = _as_given(tokenizer)
     if not has_bridge():
@@ -41,6 +41,12 @@ def wrap_model(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     return build_bridge_from_module(
         hf_model, config.architectures[0], hf_config=config, tokenizer=tokenizer, model_name=name
     )
+
+
+def model_class(hf_model: Any) -> str:
+    """The class that transformers itself defines: a user's subclass of it has a name no adapter is listed under."""
+    classes = [cls for cls in type(hf_model).__mro__ if cls.__module__.startswith("transformers.")]
+    return (classes or [type(hf_model)])[0].__name__
 
 
 def boot(name: str, tokenizer: PreTrainedTokenizerBase | None, device: torch.device, dtype: torch.dtype) -> Any:

@@ -90,8 +90,10 @@ def test_refused_paths_are_recorded_and_the_scores_do_not_change():
     for path in ("single_block", "full_model"):
         slow = BasinScorer(model, k=4)
         slow.score(cache, layers=[0])
-        for key, paths in scorer._paths.items():
-            slow._paths[key] = {layer: type(p)(path, 0.0, {"packed": "forced"}) for layer, p in paths.items()}
+        for key, paths in scorer._self_check.known.items():
+            slow._self_check.known[key] = {
+                layer: type(p)(path, 0.0, {"packed": "forced"}) for layer, p in paths.items()
+            }
         result = slow.score(cache, tokens=tokens)
         assert result.settings["replay"] == {path: 3}
         assert result.settings["replay_refused"]["0"] == {"packed": "forced"}
@@ -110,14 +112,14 @@ def test_disagreement_is_measured_against_what_the_block_writes():
 
 
 def test_the_check_is_repeated_when_hooks_change_and_not_otherwise(monkeypatch):
-    import basins.scorer as scorer_module
+    import basins.selfcheck as module
 
     model, tokens = tiny_model("gpt2"), some_tokens()
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens)
     ran = []
-    real = scorer_module.check_paths
-    monkeypatch.setattr(scorer_module, "check_paths", lambda *args: ran.append(1) or real(*args))
+    real = module.check_paths
+    monkeypatch.setattr(module, "check_paths", lambda *args: ran.append(1) or real(*args))
     scorer = BasinScorer(model, k=3)
     scorer.score(cache)
     scorer.score(cache, layers=[1])
