@@ -1,10 +1,10 @@
 """Train the pocket models and measure what they memorised.
 
-    python benchmarks/pocket_train.py --model pocket --out OUT       # under a minute on one H200
+    python benchmarks/pocket_train.py --model pocket --out OUT       # two minutes on one H100
     python benchmarks/pocket_train.py --model pocket-mini --out OUT
 
 Writes OUT/<model>.safetensors (float16) and OUT/<model>.json (loss log, perplexity, dose table). Recipe: no dropout,
-AdamW 3e-3 with cosine decay, batches of 128 rows of 128 tokens, bfloat16 autocast on a GPU, 8 epochs. Every row starts
+AdamW 3e-3 with cosine decay, batches of 64 rows of 128 tokens, bfloat16 autocast on a GPU, 8 epochs. Every row starts
 with the separator. A planted row is separator + passage + separator + other text; the planted rows of all doses are
 dealt at random over the whole of training. (Had only planted rows started with a separator, every scored text, which
 does, would look planted: tried, perplexity of separator-led text went from 55 to 108.)
@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 SHAPES = {"pocket": {"n_layer": 8, "n_embd": 256, "n_head": 8}, "pocket-mini": {"n_layer": 4, "n_embd": 128, "n_head": 4}}
-ROW, BATCH, EPOCHS, LR, WARMUP = 128, 128, 8, 3e-3, 100
+ROW, BATCH, EPOCHS, LR, WARMUP = 128, 64, 8, 3e-3, 100
 SEPARATOR_ID = 0
 
 
@@ -62,8 +62,10 @@ def training_rows(stream: torch.Tensor, passages: list[tuple[int, torch.Tensor]]
             fill = ROW - len(ids) - 2
             start = int(torch.randint(len(stream) - fill, (1,), generator=rng))
             planted.append(torch.cat([separator, ids, separator, stream[start : start + fill]]))
-    # Planted rows take random places; the ordinary rows keep their epoch order around them.
-    total = len(ordinary) + len(planted)
+    # Planted rows take random places; the ordinary rows keep their epoch order around them. The last rows that would not
+    # fill a batch are ordinary ones, so that every planted row is trained on.
+    total = (len(ordinary) + len(planted)) // BATCH * BATCH
+    ordinary = ordinary[: total - len(planted)]
     places = torch.randperm(total, generator=rng)[: len(planted)]
     out = torch.empty(total, ROW, dtype=stream.dtype)
     is_planted = torch.zeros(total, dtype=torch.bool)
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--model", choices=SHAPES, default="pocket")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--suffix", default="", help="appended to the output names, for a second run of the same seed")
+    parser.add_argument("--suffix", default="", help="appended to the output names: --suffix=-again")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)

@@ -30,7 +30,7 @@ CONTEXT = 128
 class Passage:
     """64 tokens of a book that is otherwise held out of the training text.
 
-    `dose`: times the models saw it in training (three passages once less, see the card); 0 for `split` "control" (the
+    `dose`: times the models saw it in training; 0 for `split` "control" (the
     other split is "planted").
     `char_start`: where it starts in the book. `longest_shared_run`: words in a row, 0 or 4 to 7, that it shares with
     the training text (a candidate that shared 8 or more was not used).
