@@ -17,7 +17,7 @@ demo: $(VENV)/demo.stamp ## set up .venv and score text with the model that ship
 	$(BIN)/basins demo
 
 test: $(VENV)/dev.stamp ## set up .venv and run the quick tests
-	$(BIN)/python -m pytest -n $(WORKERS) -m "$(FAST)"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "$(FAST)" --jaxtyping-packages=basins,beartype.beartype
 
 test-slow: $(VENV)/dev.stamp ## the tests marked slow: README, notebook, large properties
 	$(BIN)/python -m pytest -m "slow and not real_model and not compat"

@@ -38,7 +38,10 @@ class CannotRebuild(Exception):
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The arguments of one block in one forward pass over `batch` sequences of `pos` tokens, caches taken out."""
+    """The arguments of one block in one forward pass over `batch` sequences of `pos` tokens.
+
+    Without the hidden states, which every call brings, and without key-value caches.
+    """
 
     layer: int
     args: tuple[Any, ...]
@@ -152,17 +155,20 @@ def record_calls(
     def recorder(layer: int) -> Callable:
         def record(block: Any, args: tuple, kwargs: dict) -> None:
             inner = getattr(block, "original_component", None) or block
-            names = list(inspect.signature(inner.forward).parameters)
+            named = [
+                p.name for p in inspect.signature(inner.forward).parameters.values() if p.kind is not p.VAR_POSITIONAL
+            ]
+            names = [named[i] if i < len(named) else f"argument {i}" for i in range(len(args))]
             batch, pos = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+            # The hidden states themselves are left out: kept for every layer they would be a whole cache.
+            args, kwargs = (None, *args[1:]) if args else args, kwargs | ({} if args else {"hidden_states": None})
 
             def kept(name: str, value: Any) -> Any:
                 return _map(name, _no_cache(name, value), lambda name, leaf: _one_row(leaf, batch, shared))
 
-            clean_args = tuple(kept(name, value) for name, value in zip(names, args, strict=False))
+            clean_args = tuple(kept(name, value) for name, value in zip(names, args, strict=True))
             clean_kwargs = {name: kept(name, value) for name, value in kwargs.items()}
-            if len(clean_args) != len(args):
-                raise CannotRebuild(f"block {layer} got more positional arguments than its forward names")
-            calls[layer] = BlockCall(layer, clean_args, clean_kwargs, tuple(names[: len(args)]), batch, pos)
+            calls[layer] = BlockCall(layer, clean_args, clean_kwargs, tuple(names), batch, pos)
 
         return record
 

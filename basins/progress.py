@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ def progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
     bar = Progress(*columns, console=console, transient=True)
     task_id = bar.add_task(task, total=total)
     start, shown = time.monotonic(), False
-    watched = console.is_terminal or console.is_jupyter
+    # rich draws in a notebook only with the help of ipywidgets.
+    watched = console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
 
     def advance(n: int = 1) -> None:
         nonlocal shown

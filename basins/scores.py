@@ -191,6 +191,10 @@ class BasinScores:
         # Results know their pictures by name only: drawing stays downstream of computing.
         return importlib.import_module("basins.plots").plot_layers(self, **options)
 
+    def plot_scatter(self, layer: int) -> Any:
+        """One layer, a dot a token: raw against density, and relative by re-running against by looking up."""
+        return importlib.import_module("basins.plots").plot_scatter(self, layer)
+
     def show(self, sequence: int = 0, **options: Any) -> Any:
         """Tokens of one sequence coloured by score, for a notebook (circuitsvis)."""
         return importlib.import_module("basins.tokens_view").show(self, sequence=sequence, **options)

@@ -1,0 +1,167 @@
+"""Tables and messages on a terminal, and plain text where there is none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from basins.scores import BasinScores
+    from basins.selfcheck import CheckedPath
+
+PIPED_WIDTH = 120
+# Between what the block does and what raw repeats.
+BAR = "│"
+RAW = "Raw is not what the block does: it mostly repeats the density before the block"
+
+
+def open_console(stderr: bool = False) -> Console:
+    """As wide as the terminal; 120 columns of plain text (or COLUMNS) in a pipe or a file."""
+    stream: Any = sys.stderr if stderr else sys.stdout
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")  # a terminal that cannot write ρ shows a question mark
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in console._environ:
+        console = Console(stderr=stderr, highlight=False, width=PIPED_WIDTH)
+    return console
+
+
+def layer_table(scores: BasinScores) -> RenderableType:
+    """`BasinScores.summary()`, what the blocks do apart from raw and density."""
+    frame = scores.summary()
+    columns = {
+        "layer": "layer",
+        "tokens": "tokens",
+        "duplicates": "dupli-\ncates",
+        "relative": "relative",
+        "lookup_relative": "relative\nlookup",
+        "rho(relative, lookup)": "ρ with\nlookup",
+        "update": "update",
+        "rho(relative, density)": "ρ rel.\ndensity",
+        "rho(update, density)": "ρ upd.\ndensity",
+        BAR: BAR,
+        "raw": "raw",
+        "density": "density\n-ln V_in",
+        "rho(raw, density)": "ρ raw\ndensity",
+    }
+    shown = {name: title for name, title in columns.items() if name in frame or name == BAR}
+    table = _table("Each layer: medians over tokens in nats, and Spearman's ρ")
+    for name, title in shown.items():
+        table.add_column(title, justify="right")
+    for row in frame.to_dict("records"):
+        table.add_row(*_cells(row, shown, whole=("layer", "tokens", "duplicates"), digits=2))
+    caption = f"{RAW} (last column). Relative and update show the block; duplicates (fewer than 3 distinct states) are left out."
+    return _with_caption(table, caption)
+
+
+def token_table(frame: pd.DataFrame, score: str) -> RenderableType:
+    """What `extreme_tokens` found."""
+    table = _table(f"Most and least compressed tokens of each layer, by {score} score (nats)")
+    numbers = ("relative", "update", BAR, "raw", "density")
+    for title in ("layer", "", *numbers):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    table.add_column("token in its context")
+    layer = side = None
+    for row in frame.to_dict("records"):
+        if row["layer"] != layer:
+            if layer is not None:
+                table.add_section()
+            layer, side, head = row["layer"], None, str(row["layer"])
+        else:
+            head = ""
+        ends = "" if row["side"] == side else row["side"]
+        side = row["side"]
+        words = _in_context(row["before"], row["token"], row["after"])
+        table.add_row(head, ends, *_cells(row, numbers, whole=(), digits=2), words)
+    return _with_caption(
+        table,
+        f"Left out: first positions, and tokens with fewer than 3 distinct states. A token is listed once a side. {RAW}.",
+    )
+
+
+def dose_tables(doses: pd.DataFrame, by_layer: pd.DataFrame) -> list[RenderableType]:
+    """Dose against loss and scores, and the relative score of each dose at each layer."""
+    table = _table("Dose (times a passage was seen in training) against score")
+    names = ["dose", "passages", "loss", "relative", "update", BAR, "raw", "density"]
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in doses.to_dict("records"):
+        table.add_row(*_cells(row, names, whole=("dose", "passages"), digits=3))
+    caption = (
+        "Loss: mean nats a token. Scores: difference from the controls (dose 0), nats, mean over layers but the first. "
+        f"{RAW}. So few passages a dose give a look, not a test."
+    )
+    layers = _table("Dose against the median relative score at each layer (nats)")
+    for name in by_layer.columns:
+        layers.add_column(str(name), justify="right")
+    for row in by_layer.to_dict("records"):
+        layers.add_row(*_cells(row, by_layer.columns, whole=("dose",), digits=3))
+    return [_with_caption(table, caption), _with_caption(layers, "")]
+
+
+def replay_table(model: str, paths: dict[int, CheckedPath]) -> RenderableType:
+    """The self-check, block by block."""
+    table = _table(f"Re-running the blocks of {model}")
+    for title, justify in (("layer", "right"), ("path", "left"), ("error", "right"), ("faster paths refused", "left")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for layer, checked in paths.items():
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in checked.refused.items())
+        table.add_row(str(layer), checked.path, f"{checked.error:.2g}", Text(reasons or "-"))
+    return _with_caption(
+        table,
+        "Error: largest difference from the model's own forward pass, in units of what rounding allows (at most 1). "
+        "packed is fast; single_block and full_model give the same numbers slowly.",
+    )
+
+
+def pair_table(title: str, pairs: Iterable[tuple[str, str]]) -> RenderableType:
+    table = _table(title)
+    table.show_header = False
+    for name, value in pairs:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def replay_sentence(settings: dict[str, Any]) -> str:
+    """The self-check's result in words."""
+    counts: dict[str, int] = settings.get("replay", {})
+    if not counts:
+        return "No block was re-run."
+    how = {"packed": "by packed replay", "single_block": "one call a neighbour", "full_model": "one model run a neighbour"}
+    parts = ", ".join(f"{count} blocks {how.get(path, path)}" for path, count in counts.items())
+    sentence = f"Self-check: {parts}; each agrees with the model's own forward pass."
+    for layer, refused in settings.get("replay_refused", {}).items():
+        sentence += f" Layer {layer}: " + "; ".join(f"{path} was refused, {why}" for path, why in refused.items()) + "."
+    return sentence
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _with_caption(table: Table, caption: str) -> RenderableType:
+    """A table's own caption would be wrapped to the table's width."""
+    return Group(table, Text(f"{caption}\n", style="dim")) if caption else table
+
+
+def _cells(row: dict[Any, Any], names: Iterable[Any], whole: tuple[str, ...], digits: int) -> list[str]:
+    return [BAR if name == BAR else _number(row[name], 0 if name in whole else digits) for name in names]
+
+
+def _number(value: Any, digits: int) -> str:
+    if value != value:
+        return "-"
+    return f"{value:,.{digits}f}" if digits else f"{int(value):,}"
+
+
+def _in_context(before: str, token: str, after: str) -> Text:
+    one_line = [part.replace("\n", "↵") for part in (before, token, after)]
+    return Text.assemble(one_line[0], ("«" + one_line[1] + "»", "bold"), one_line[2])
