@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -76,6 +77,9 @@ def main() -> None:
     basins score --model gpt2 --input my.txt --out runs/my
     basins doctor                                          what is installed, and does re-running work
     """
+    # Threads that spin while they wait slow everything down tenfold on a machine that does other work too. Has to be
+    # said before PyTorch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @app.command()
@@ -120,10 +124,14 @@ def demo(
         pictures=pictures,
     )
     console.print(
-        "Primary analysis, stated beforehand: relative score by re-running the block, neighbours from other sequences only, "
-        "first position left out.\n"
+        "Primary analysis, stated beforehand: relative score by re-running the block, neighbours from other sequences "
+        "only, first position left out.\n"
     )
-    for table in (layer_table(found.scores), token_table(tokens, "relative"), *dose_tables(found.doses, found.dose_by_layer)):
+    for table in (
+        layer_table(found.scores),
+        token_table(tokens, "relative"),
+        *dose_tables(found.doses, found.dose_by_layer),
+    ):
         console.print(table)
     _print_end(found.scores, folder, seconds)
 
@@ -139,7 +147,9 @@ def score(
         ),
     ],
     out: Annotated[Path, typer.Option(help="A new run folder.")],
-    column: Annotated[str, typer.Option(help="The field with the text, in .jsonl, .csv, .parquet and datasets.")] = "text",
+    column: Annotated[
+        str, typer.Option(help="The field with the text, in .jsonl, .csv, .parquet and datasets.")
+    ] = "text",
     limit: Annotated[int | None, typer.Option(help="Score only the first texts.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="Neighbours a token.")] = 15,
     method: Annotated[str, typer.Option(help="rerun or lookup.")] = "rerun",
@@ -151,7 +161,9 @@ def score(
     shrink: Annotated[float, typer.Option(help="Move neighbours towards the token first: 1 not at all.")] = 1.0,
     index: Annotated[str, typer.Option(help="auto, exact, faiss or faiss-ivf (approximate).")] = "auto",
     layers: Annotated[str | None, typer.Option(help="Transitions, as in 0,3-5,-1. Unless given: all.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens a sequence; unless given, the model's context.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens a sequence; unless given, the model's context.")
+    ] = None,
     long_texts: Annotated[str, typer.Option(help="A longer text: error, truncate, or split into windows.")] = "error",
     batch_size: Annotated[int | None, typer.Option(help="Sequences a forward pass; planned unless given.")] = None,
     device: Device = None,
@@ -229,7 +241,7 @@ def doctor(model: Model = "pocket", device: Device = None, dtype: Dtype = None, 
 
 
 def parse_layers(text: str | None) -> list[int] | None:
-    """"0,3-5,-1" -> [0, 3, 4, 5, -1]."""
+    """ "0,3-5,-1" -> [0, 3, 4, 5, -1]."""
     if text is None:
         return None
     layers: list[int] = []
@@ -245,8 +257,8 @@ def parse_layers(text: str | None) -> list[int] | None:
                 layers.append(int(part))
         except ValueError:
             raise BasinsError(
-                f"--layers {text!r} has a part {part.strip()!r} that is neither a number nor a range. Possible: numbers, "
-                "negative ones from the end, and rising ranges such as 3-5, with commas between: 0,3-5,-1."
+                f"--layers {text!r} has a part {part.strip()!r} that is neither a number nor a range. Possible: "
+                "numbers, negative ones from the end, and rising ranges such as 3-5, with commas between: 0,3-5,-1."
             ) from None
     return layers
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 120
 # Between what the block does and what raw repeats.
 BAR = "│"
+RHO = "ρ"  # noqa: RUF001
 RAW = "Raw is not what the block does: it mostly repeats the density before the block"
 
 
@@ -43,22 +44,25 @@ def layer_table(scores: BasinScores) -> RenderableType:
         "duplicates": "dupli-\ncates",
         "relative": "relative",
         "lookup_relative": "relative\nlookup",
-        "rho(relative, lookup)": "ρ with\nlookup",
+        "rho(relative, lookup)": f"{RHO} with\nlookup",
         "update": "update",
-        "rho(relative, density)": "ρ rel.\ndensity",
-        "rho(update, density)": "ρ upd.\ndensity",
+        "rho(relative, density)": f"{RHO} rel.\ndensity",
+        "rho(update, density)": f"{RHO} upd.\ndensity",
         BAR: BAR,
         "raw": "raw",
         "density": "density\n-ln V_in",
-        "rho(raw, density)": "ρ raw\ndensity",
+        "rho(raw, density)": f"{RHO} raw\ndensity",
     }
     shown = {name: title for name, title in columns.items() if name in frame or name == BAR}
-    table = _table("Each layer: medians over tokens in nats, and Spearman's ρ")
-    for name, title in shown.items():
+    table = _table(f"Each layer: medians over tokens in nats, and Spearman's {RHO}")
+    for title in shown.values():
         table.add_column(title, justify="right")
     for row in frame.to_dict("records"):
         table.add_row(*_cells(row, shown, whole=("layer", "tokens", "duplicates"), digits=2))
-    caption = f"{RAW} (last column). Relative and update show the block; duplicates (fewer than 3 distinct states) are left out."
+    caption = (
+        f"{RAW} (last column). Relative and update show the block; duplicates (fewer than 3 distinct states) are left "
+        "out."
+    )
     return _with_caption(table, caption)
 
 
@@ -83,7 +87,8 @@ def token_table(frame: pd.DataFrame, score: str) -> RenderableType:
         table.add_row(head, ends, *_cells(row, numbers, whole=(), digits=2), words)
     return _with_caption(
         table,
-        f"Left out: first positions, and tokens with fewer than 3 distinct states. A token is listed once a side. {RAW}.",
+        "Left out: first positions, and tokens with fewer than 3 distinct states. A token is listed once a side. "
+        f"{RAW}.",
     )
 
 
@@ -133,9 +138,13 @@ def pair_table(title: str, pairs: Iterable[tuple[str, str]]) -> RenderableType:
 def replay_sentence(settings: dict[str, Any]) -> str:
     """The self-check's result in words."""
     counts: dict[str, int] = settings.get("replay", {})
-    if not counts:
-        return "No block was re-run."
-    how = {"packed": "by packed replay", "single_block": "one call a neighbour", "full_model": "one model run a neighbour"}
+    if settings["method"] == "lookup" or not counts:
+        return "No neighbour was re-run: their outputs were looked up."
+    how = {
+        "packed": "by packed replay",
+        "single_block": "one call a neighbour",
+        "full_model": "one model run a neighbour",
+    }
     parts = ", ".join(f"{count} blocks {how.get(path, path)}" for path, count in counts.items())
     sentence = f"Self-check: {parts}; each agrees with the model's own forward pass."
     for layer, refused in settings.get("replay_refused", {}).items():

@@ -50,7 +50,9 @@ def run_demo(model_name: str = "pocket") -> Demo:
     scores = BasinScorer(model, **ANALYSIS).score_texts(batch)
     doses = torch.tensor([-1] * PARAGRAPHS + [passage.dose for passage in passages])[list(batch.text_ids)]
     losses = token_losses(model, batch)
-    names = {i: f"planted, dose {dose}" if dose else "control, dose 0" for i, dose in enumerate(doses.tolist()) if dose >= 0}
+    names = {
+        i: f"planted, dose {dose}" if dose else "control, dose 0" for i, dose in enumerate(doses.tolist()) if dose >= 0
+    }
     text_names = {i: f"held-out book, paragraph {text}" for i, text in enumerate(batch.text_ids) if i not in names}
     return Demo(scores, text_names | names, dose_table(scores, doses, losses), dose_by_layer(scores, doses))
 
@@ -68,9 +70,7 @@ def token_losses(model: Any, batch: TokenBatch) -> Float[Tensor, "batch pos"]:
     return loss.masked_fill(batch.attention_mask == 0, float("nan"))
 
 
-def dose_table(
-    scores: BasinScores, doses: Int[Tensor, "batch"], losses: Float[Tensor, "batch pos"]
-) -> pd.DataFrame:
+def dose_table(scores: BasinScores, doses: Int[Tensor, "batch"], losses: Float[Tensor, "batch pos"]) -> pd.DataFrame:
     """One row a dose: mean loss a token, and each score as its difference from the controls.
 
     A difference is taken at every layer between the medians over tokens of the dose and of the controls (dose 0), and
@@ -85,7 +85,9 @@ def dose_table(
         row = {"dose": dose, "passages": int((doses == dose).sum()), "loss": float(loss[loss.isfinite()].mean())}
         for name in ("relative", "update", "raw", "density"):
             value = getattr(scores, name)
-            row[name] = float((_medians(scores, value, doses == dose) - _medians(scores, value, doses == 0))[later].mean())
+            row[name] = float(
+                (_medians(scores, value, doses == dose) - _medians(scores, value, doses == 0))[later].mean()
+            )
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -100,8 +102,6 @@ def dose_by_layer(scores: BasinScores, doses: Int[Tensor, "batch"]) -> pd.DataFr
     return frame
 
 
-def _medians(
-    scores: BasinScores, value: Float[Tensor, "layer batch pos"], rows: Tensor
-) -> Float[Tensor, "layer"]:
+def _medians(scores: BasinScores, value: Float[Tensor, "layer batch pos"], rows: Tensor) -> Float[Tensor, "layer"]:
     kept = value.masked_fill(scores.n_distinct < LEAST_DISTINCT, float("nan"))
     return kept[:, rows].flatten(1).nanquantile(0.5, dim=1)

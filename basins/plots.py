@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from basins.scores import BasinScores
 
 NOTE = "#444444"
-# Okabe and Ito's palette, told apart with any colour vision; line styles and markers tell the curves apart without colour.
-RERUN = {"color": "#0072B2", "marker": "o", "linestyle": "-"}
-LOOKUP = {"color": "#D55E00", "marker": "s", "linestyle": "--"}
-DENSITY = {"color": NOTE, "marker": "^", "linestyle": ":"}
+RHO, MINUS = "ρ", "−"  # noqa: RUF001
+# Okabe and Ito's palette, told apart with any colour vision; line styles and markers do without colour.
+RERUN: dict[str, Any] = {"color": "#0072B2", "marker": "o", "linestyle": "-"}
+LOOKUP: dict[str, Any] = {"color": "#D55E00", "marker": "s", "linestyle": "--"}
+DENSITY: dict[str, Any] = {"color": NOTE, "marker": "^", "linestyle": ":"}
 COLUMN, PAGE = 3.4, 10.0  # inches: one column of a two-column paper, a whole page or screen
 FONT = 8
 # A first layer that lies this many times the other layers' range away from them is written down, not drawn to scale.
@@ -38,10 +39,10 @@ FAR = 1.0
 def plot_layers(scores: BasinScores, layers: int | Iterable[int] | None = None, wide: bool = False) -> Figure:
     """Median (line) and quartiles (band) over tokens of each score, at every layer. Returns a matplotlib figure.
 
-    Three panels: the relative and the update score, which show what the block does, and the raw score beside -ln V_in, the
-    density before the block, which it follows. Re-running stands beside looking up where both are known. All in nats.
-    Tokens with fewer than 3 distinct states are left out and counted in the note. The embedding's transition (layer 0) may
-    be far off; it is then given in words, so that the others can be read.
+    Three panels: the relative and the update score, which show what the block does, and the raw score beside -ln V_in,
+    the density before the block, which it follows. Re-running stands beside looking up where both are known. All in
+    nats. Tokens with fewer than 3 distinct states are left out and counted in the note. The embedding's transition
+    (layer 0) may be far off; it is then given in words, so that the others can be read.
 
     `layers`: those to show; None: all. `wide`: three panels in a row (10 inches) instead of a column (3.4 inches).
     """
@@ -91,7 +92,7 @@ def plot_scatter(scores: BasinScores, layer: int) -> Figure:
         axes.set_xlim(*_span(x))
         axes.set_ylim(*_span(y))
         axes.set_xlabel(f"{xlabel} (nats)", fontsize=FONT)
-        _name(axes, f"Spearman's ρ = {summary[rho]:.2f}", f"{ylabel} (nats)")
+        _name(axes, f"Spearman's {RHO} = {summary[rho]:.2f}", f"{ylabel} (nats)")
         _plain(axes)
     _write_note(figure, f"Layer {scores.layers[i]}, {_note(scores, keep[None])}")
     return figure
@@ -143,7 +144,7 @@ def _quartiles(
     return kept.nanquantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1)
 
 
-def _curves(axes: Axes, at: list[int], curves: list[tuple[str, Float[Tensor, "3 layer"], dict[str, str]]]) -> None:
+def _curves(axes: Axes, at: list[int], curves: list[tuple[str, Float[Tensor, "3 layer"], dict[str, Any]]]) -> None:
     """Draw the curves; a first layer far from all others goes into words at the edge."""
     from matplotlib.ticker import MaxNLocator
 
@@ -158,7 +159,7 @@ def _curves(axes: Axes, at: list[int], curves: list[tuple[str, Float[Tensor, "3 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if drawn.start:
         words = ", ".join(f"{label.partition(' ')[0]} {float(values[1, 0]):.1f}" for label, values, _ in curves)
-        words = f"off scale, layer {at[0]}: {words}".replace("-", "−").replace("re−", "re-")
+        words = f"off scale, layer {at[0]}: {words}".replace("-", MINUS).replace(f"re{MINUS}", "re-")
         axes.text(0, 1.02, words, fontsize=FONT - 2, color=NOTE, transform=axes.transAxes)
     axes.legend(fontsize=FONT - 2, frameon=False)
     _plain(axes)
@@ -191,7 +192,7 @@ def _rho(scores: BasinScores, rows: list[int]) -> str:
     if rho.empty:
         return ""
     low, high = f"{rho.min():.2f}", f"{rho.max():.2f}"
-    return f": Spearman's ρ {low}" + (f" to {high}" if high != low else "")
+    return f": Spearman's {RHO} {low}" + (f" to {high}" if high != low else "")
 
 
 def _note(scores: BasinScores, keep: Bool[Tensor, "layer batch pos"]) -> str:

@@ -25,8 +25,8 @@ def extreme_tokens(
     """The n most and n least compressed tokens of each layer by one score, with their surroundings.
 
     Left out: tokens with fewer than 3 distinct states among themselves and their neighbours, and the first position of
-    each sequence. A token id is listed once a layer and side, by its most extreme occurrence. Columns: layer, side ("most",
-    "least"), sequence, position, before, token, after, and relative, update, raw, density in nats.
+    each sequence. A token id is listed once a layer and side, by its most extreme occurrence. Columns: layer, side
+    ("most", "least"), sequence, position, before, token, after, and relative, update, raw, density in nats.
     """
     import pandas as pd
 

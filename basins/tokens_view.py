@@ -66,8 +66,9 @@ class TokenView:
 
     def _repr_html_(self) -> str:
         name = _new_name()
+        about = f'<p class="about">{html.escape(self.caption)}</p>'
         return (
-            f'{STYLE}<div class="basins-tokens"><p class="about">{html.escape(self.caption)}</p>{self.container(name)}</div>'
+            f'{STYLE}<div class="basins-tokens">{about}{self.container(name)}</div>'
             f'<script type="module">{_script()}\n{self.call(name)}</script>'
         )
 
@@ -98,10 +99,11 @@ def show(
 ) -> TokenView:
     """Tokens of one sequence, coloured by one score at the layers in `layer` (None: all, to choose by pointing).
 
-    Blue is more compressed than the median token of the same layer, red less, white the median. The number is the distance
-    from that median in half interquartile ranges of the layer: layers differ tenfold in spread, and so each is seen. Both
-    are taken over all scored tokens of the result, not of the sequence. Tokens without a score, or with fewer than 3
-    distinct states among themselves and their neighbours (a floor, not a finding), are grey and struck through.
+    Blue is more compressed than the median token of the same layer, red less, white the median. The number is the
+    distance from that median in half interquartile ranges of the layer: layers differ tenfold in spread, and so each is
+    seen. Both are taken over all scored tokens of the result, not of the sequence. Tokens without a score, or with
+    fewer than 3 distinct states among themselves and their neighbours (a floor, not a finding), are grey and struck
+    through.
 
     `score`: "relative" (what the block does), "update" (what it writes), "raw" (mostly density before the block).
     `lookup`: True shows the neighbours' cached outputs instead of re-running.
@@ -152,8 +154,8 @@ def centred(scores: BasinScores, score: str, lookup: bool = False) -> Float[Tens
     choose("score", score, SCORES)
     if lookup and scores.lookup is None:
         raise BasinsError(
-            "lookup=True shows the neighbours' cached outputs, and this result has none beside its scores. They come with "
-            'method="rerun" when layer L+1 is known: score a cache that holds it, or use score_texts.'
+            "lookup=True shows the neighbours' cached outputs, and this result has none beside its scores. They come "
+            'with method="rerun" when layer L+1 is known: score a cache that holds it, or use score_texts.'
         )
     of = scores.lookup if lookup and scores.lookup is not None else scores
     values = getattr(of, score).double()
@@ -170,7 +172,9 @@ def _view(
 ) -> TokenView:
     batch = values.shape[1]
     if not -batch <= sequence < batch:
-        raise BasinsError(f"sequence={sequence} is out of range: there are {batch} sequences, numbered 0 to {batch - 1}.")
+        raise BasinsError(
+            f"sequence={sequence} is out of range: there are {batch} sequences, numbered 0 to {batch - 1}."
+        )
     sequence %= batch
     real = scores.real_tokens()[sequence].nonzero()[:, 0]
     labels = tuple(f"layer {layer}" for layer in layers)
@@ -210,10 +214,10 @@ def _caption(score: str, lookup: bool) -> str:
     }[score]
     outputs = "looked up in the neighbours' own contexts" if lookup else "of the re-run block"
     return (
-        f"Colour: {name} ({outputs}), as distance from the median token of the same layer in half interquartile ranges. "
-        f"Blue is more compressed, red less, white the median; full colour at {FULL_COLOR:g}. Grey and struck through: not "
-        f"scored (left out, or fewer than {LEAST_DISTINCT} distinct states). Point at a layer to see it, click to keep it; "
-        "point at a token for all layers."
+        f"Colour: {name} ({outputs}), as distance from the median token of the same layer in half interquartile "
+        f"ranges. Blue is more compressed, red less, white the median; full colour at {FULL_COLOR:g}. Grey and struck "
+        f"through: not scored (left out, or fewer than {LEAST_DISTINCT} distinct states). Point at a layer to see it, "
+        "click to keep it; point at a token for all layers."
     )
 
 
