@@ -36,7 +36,9 @@ def installed() -> dict[str, str]:
     """Versions of what every score depends on."""
     from basins import __version__
 
-    return {"basins": __version__} | versions()
+    found = {"basins": __version__} | versions()
+    found.pop("compression-basins", None)  # the same, where it is installed
+    return found
 
 
 def devices() -> dict[str, str]:

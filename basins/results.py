@@ -80,8 +80,15 @@ def token_strings(model: Any, tokens: Int[Tensor, "batch pos"] | None) -> tuple[
     tokenizer = getattr(model, "tokenizer", None)
     if tokens is None or tokenizer is None:
         return None
-    strings = {i: tokenizer.decode([i]) for i in tokens.unique().tolist()}
+    strings = {i: _string(tokenizer, i) for i in tokens.unique().tolist()}
     return tuple(tuple(strings[i] for i in row) for row in tokens.tolist())
+
+
+def _string(tokenizer: Any, token: int) -> str:
+    string = tokenizer.decode([token])
+    # SentencePiece decoders drop the space in front of what they take for a text's first word.
+    word_start = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
+    return f" {string}" if word_start and not string.startswith(" ") else string
 
 
 def provenance(

@@ -149,12 +149,14 @@ def _manifest(scores: BasinScores) -> dict[str, Any]:
     settings = {name: value for name, value in scores.settings.items() if name != "real_positions"}
     if text_ids is not None:
         settings["tokenization"] = {k: v for k, v in settings["tokenization"].items() if k != "text_ids"}
+    versions = {"basins": __version__} | settings.pop("versions", {})
+    versions.pop("compression-basins", None)  # the same, where it is installed
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": settings.get("model"),
         "model_fingerprint": settings.get("model_fingerprint"),
         "seed": settings.get("seed"),
-        "versions": {"basins": __version__} | settings.pop("versions", {}),
+        "versions": versions,
         "counts": {
             "texts": len(set(text_ids)) if text_ids is not None else None,
             "sequences": scores.values.shape[1],

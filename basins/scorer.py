@@ -252,7 +252,8 @@ class BasinScorer:
                 measured[layer] = measure_transition(self.model, layer, source, table, bank, self.settings)
                 advance(1)
         about = self._bank.about if self._bank is not None else None
-        used = {layer: source.paths[layer] for layer in wanted if layer in source.paths}
+        rerun = self.settings.method == "rerun"
+        used = {layer: source.paths[layer] for layer in wanted if rerun}
         settings = provenance(self.model, self.settings, self.dtype, used, about, tokenization)
         return assemble(measured, table, mask, tokens, settings, self.model)
 

@@ -212,6 +212,7 @@ class BasinScores:
 
     def save(self, folder: str | Path) -> Path:
         """Write `scores.safetensors` and `scores.json` into a new folder, all or nothing; raises if it exists."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -232,7 +233,7 @@ class BasinScores:
             temporary.rename(folder)
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, OSError):
+            if isinstance(error, (OSError, SafetensorError)):
                 raise BasinsError(
                     f"{folder} could not be written ({error}). Nothing is left under that name."
                 ) from error

@@ -7,6 +7,7 @@ state must reproduce the next layer, and a few foreign states must come out as w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,10 @@ def _check_layer(
     return CheckedPath("full_model", 0.0, refused)
 
 
+class SlowReplay(UserWarning):
+    """A re-run takes the slow path: the same numbers, one sequence for every neighbour."""
+
+
 class SelfCheck:
     """Checks each layer of a model once for the same hooks, kind of padding and length, and remembers its path."""
 
@@ -150,5 +155,15 @@ class SelfCheck:
         if states_at is not None:
             states = {layer: states_at(layer, slice(row, row + 1))[:, :end] for layer in layers}
         paths = check_paths(self.model, calls, states, mask, self.seed)
+        slow = [layer for layer, checked in paths.items() if checked.path != "packed"]
+        if slow:
+            first = paths[slow[0]]
+            warnings.warn(
+                f"{len(slow)} of {len(paths)} blocks cannot be re-run packed and are run once for every neighbour: "
+                f"exact, but slow. Block {slow[0]}: {first.refused['packed']}. scores.settings['replay_refused'] has "
+                "all reasons.",
+                SlowReplay,
+                stacklevel=4,
+            )
         self.known[hooks, padded, end] = paths
         return paths

@@ -1,7 +1,8 @@
 """Hand-made models whose blocks are known functions: what a score must be can be worked out on paper.
 
 A token's embedding is the row of a table that the test writes, so a test chooses the states and the block. The three
-routes call the same block in ways that make the self-check take packed replay, single blocks, or the whole model.
+routes call the same block in ways that make the self-check take packed replay, single blocks, or the whole model;
+"key_mask" is a fourth, for pointwise blocks only.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Block(nn.Module):
 
 
 class BlockModel(HookedRootModule):
-    """Embedding -> blocks. `inners`: one module per block, called with the states and a "batch 1 pos pos" boolean mask."""
+    """Embedding -> blocks. `inners`: a module per block, called with states and a boolean mask, "batch 1 pos pos"."""
 
     def __init__(self, embedding: Tensor, inners: Sequence[nn.Module], route: str = "packed") -> None:
         super().__init__()
@@ -109,6 +110,9 @@ class BlockModel(HookedRootModule):
         for block in self.blocks[:stop_at_layer]:
             if self.route == "packed":
                 states = block(states, attention_mask=mask)
+            elif self.route == "key_mask":
+                # As HookedTransformer does; but these blocks have no hook point for attention scores.
+                states = block(states, attention_mask=real)
             elif self.route == "single_block":
                 # Not called attention_mask, so its role is unknown to a packed call.
                 states = block(states, own_mask=[mask])

@@ -48,7 +48,13 @@ def distance(a: Any, b: Any, metric: str = "euclidean") -> float:
 
 
 def may_be_neighbor(
-    i: int, j: int, query: Tokens, bank: Tokens, neighbors: str = "same_layer", include_self: bool = False, same: bool = True
+    i: int,
+    j: int,
+    query: Tokens,
+    bank: Tokens,
+    neighbors: str = "same_layer",
+    include_self: bool = False,
+    same: bool = True,
 ) -> bool:
     if not query.usable[i] or not bank.usable[j]:
         return False

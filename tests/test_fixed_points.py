@@ -22,12 +22,11 @@ def cloud(n: int = 40, d_model: int = 6, dtype: torch.dtype = torch.float64, see
     return torch.randn(n, d_model, generator=rng, dtype=torch.float64).to(dtype)
 
 
-def scores_of(model, route: str | None = None, n: int | None = None, batch: int = 1, **settings):
-    """Every token of the vocabulary once, in `batch` sequences, swept from layer 0; by the route the model was made for."""
-    n = model.cfg.d_vocab if n is None else n
-    scores = BasinScorer(model, **{"k": 5, **settings}).score_tokens(torch.arange(n).view(batch, -1))
-    if settings.get("method") != "lookup":
-        assert scores.settings["replay"] == {route or model.route: model.cfg.n_layers}
+def scores_of(model, batch: int = 1, **settings):
+    """Every token of the vocabulary once, in `batch` sequences, swept by the route that the model was made for."""
+    tokens = torch.arange(model.cfg.d_vocab).view(batch, -1)
+    scores = BasinScorer(model, **{"k": 5, **settings}).score_tokens(tokens)
+    assert scores.settings["replay"] == {model.route: model.cfg.n_layers}
     return scores
 
 
@@ -88,7 +87,7 @@ def test_constant_block_is_at_the_floor(route, dtype):
 @dtypes
 @pytest.mark.parametrize(("norm", "offset"), [(rms_norm, 0.0), (layer_norm, 0.0), (layer_norm, 4.0)])
 def test_norms_erase_radial_differences(norm, offset, dtype):
-    """Only radii of powers of two and, for LayerNorm, a shift along (1, ..., 1): every output is the same, bit for bit."""
+    """Radii of powers of two and, for LayerNorm, a shift along (1, ..., 1): all outputs are the same, bit for bit."""
     direction = torch.tensor([1.0, -3.0, 2.0, 5.0, -4.0, -1.0, 3.0, -3.0], dtype=dtype)
     states = torch.stack([2.0**i * direction + (offset if i % 2 else 0.0) for i in range(9)])
     scores = scores_of(model_of(states, norm))

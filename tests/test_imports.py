@@ -21,8 +21,8 @@ ROWS = [
     ["scores"],
     ["scorer", "transition", "sources", "results", "attribution", "stats"],
     ["experiments"],
-    ["plots", "tokens_view", "runs"],
-    ["report", "cluster"],
+    ["plots", "tables", "tokens_view", "runs"],
+    ["report", "cluster", "console", "demo", "doctor"],
     ["cli"],
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
@@ -47,10 +47,12 @@ WITHIN_A_ROW = {
     ("scorer", "results"),
     ("scorer", "sources"),
     ("scorer", "transition"),
+    ("runs", "plots"),
+    ("runs", "tokens_view"),
 }
 
 # The shipped models import nothing of basins but its errors, and only these use them.
-POCKET_USERS = {"models", "corpus", "texts", "runs", "cli"}
+POCKET_USERS = {"models", "corpus", "texts", "demo", "doctor", "cli"}
 
 HEAVY = ["faiss", "matplotlib", "circuitsvis", "datasets", "nltk", "ray", "sklearn", "scipy", "statsmodels", "wandb"]
 # It loads datasets and wandb, and version 4 has no HookedTransformer to import.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from unittest import mock
 
 import numpy as np
@@ -63,12 +64,19 @@ def test_equals_the_loop(batch, k, exclude_first, rules, index):
 
 
 @settings(max_examples=60, deadline=None)
-@given(batches(), st.integers(2, 4), rules, indexes, st.fixed_dictionaries({n: st.sampled_from(v) for n, v in CHUNKS.items()}))
+@given(
+    batches(),
+    st.integers(2, 4),
+    rules,
+    indexes,
+    st.fixed_dictionaries({n: st.sampled_from(v) for n, v in CHUNKS.items()}),
+)
 def test_chunk_sizes_change_nothing(batch, k, rules, index, chunks):
     expected = search(*batch, k, index=index, **rules)
-    with mock.patch.multiple("basins.neighbors", **{n.split(".")[-1]: v for n, v in chunks.items() if "neighbors" in n}):
-        with mock.patch.multiple("basins.indexes", **{n.split(".")[-1]: v for n, v in chunks.items() if "indexes" in n}):
-            found = search(*batch, k, index=index, **rules)
+    with ExitStack() as patches:
+        for constant, value in chunks.items():
+            patches.enter_context(mock.patch(constant, value))
+        found = search(*batch, k, index=index, **rules)
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.distances.nan_to_num(-1), expected.distances.nan_to_num(-1))
 

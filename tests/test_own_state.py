@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from block_models import model_of
 from test_rerun import UNPACKABLE
 from tiny_models import ARCHITECTURES, N_LAYERS, tiny_hf_model
 
+from basins import BasinScorer
 from basins.block_calls import record_calls
 from basins.lens import as_found
 from basins.rerun import packed_replay, rerun
@@ -59,3 +61,11 @@ def test_the_check_notices_a_block_that_is_silently_not_causal(tiny):
     bare = bare[0] if isinstance(bare, tuple) else bare
     torch.testing.assert_close(bare[:, -1], states[1][:, -1], rtol=1e-4, atol=1e-4)
     assert disagreement(bare[:, 0], states[1][:, 0], states[0][:, 0]) > 100
+
+
+def test_a_block_without_a_hook_on_its_scores_falls_back():
+    """It takes a key mask as a HookedTransformer does, and has nowhere to cut the patched rows' scores."""
+    states = torch.randn(12, 4)
+    scores = BasinScorer(model_of(states, lambda x: 2 * x, route="key_mask"), k=3).score_tokens(torch.arange(12)[None])
+    assert scores.settings["replay"] == {"single_block": 1}
+    torch.testing.assert_close(scores.var_out, 4 * scores.var_in)

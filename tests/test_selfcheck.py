@@ -10,7 +10,7 @@ from tiny_models import ARCHITECTURES, tiny_model
 from basins import BasinScorer
 from basins.block_calls import record_calls
 from basins.lens import as_found, n_layers
-from basins.selfcheck import check_paths, disagreement
+from basins.selfcheck import SlowReplay, check_paths, disagreement
 
 
 def checked(model, mask, row=1, seed=0):
@@ -99,6 +99,13 @@ def test_refused_paths_are_recorded_and_the_scores_do_not_change():
         assert result.settings["replay_refused"]["0"] == {"packed": "forced"}
         assert torch.allclose(result.values, fast.values, rtol=1e-4, atol=1e-4)
         assert torch.allclose(result.relative, fast.relative, rtol=1e-4, atol=1e-4)
+
+
+def test_a_slow_path_is_announced():
+    model, tokens = tiny_model("gpt_neo"), some_tokens()
+    with pytest.warns(SlowReplay, match="1 of 3 blocks cannot be re-run packed .* Block 1: it differs"):
+        scores = BasinScorer(model, k=3).score_tokens(tokens)
+    assert scores.settings["replay"] == {"packed": 2, "single_block": 1}
 
 
 def test_disagreement_is_measured_against_what_the_block_writes():
