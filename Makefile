@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 FAST := not slow and not real_model and not gpu and not compat
 REFERENCE := build/compat
+# Every annotated shape is checked at run time in these; what users call directly takes anything and says what is wrong.
+empty :=
+SHAPED := block_calls distinct hooked_transformer indexes neighbors patching rerun selfcheck sources transition
+SHAPES := --jaxtyping-packages=$(subst $(empty) $(empty),,$(SHAPED:%=basins.%,))beartype.beartype
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-real test-compat lint types clean
@@ -17,7 +21,7 @@ demo: $(VENV)/demo.stamp ## set up .venv and score text with the model that ship
 	$(BIN)/basins demo
 
 test: $(VENV)/dev.stamp ## set up .venv and run the quick tests
-	$(BIN)/python -m pytest -n $(WORKERS) -m "$(FAST)" --jaxtyping-packages=basins,beartype.beartype
+	$(BIN)/python -m pytest -n $(WORKERS) -m "$(FAST)" $(SHAPES)
 
 test-slow: $(VENV)/dev.stamp ## the tests marked slow: README, notebook, large properties
 	$(BIN)/python -m pytest -m "slow and not real_model and not compat"

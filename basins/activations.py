@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from basins.errors import BasinsError
-from basins.lens import model_name, n_layers, resid_post, resid_pre, run
+from basins.lens import has_hooks, model_name, n_layers, resid_post, resid_pre, run
 from basins.progress import progress
 
 # States larger than this go to a memory-mapped temporary file.
@@ -38,8 +39,8 @@ class CacheStates:
     def __init__(self, cache: Any, model: Any) -> None:
         if not hasattr(cache, "keys") or not hasattr(cache, "__getitem__"):
             raise BasinsError(
-                f"score() needs a cache, got {type(cache).__name__}. Pass the second value of "
-                "model.run_with_cache(tokens); for texts call scorer.score_texts(texts)."
+                f"a cache is needed, got {type(cache).__name__}. Pass the second value of "
+                "model.run_with_cache(tokens); texts go to score_texts() or fit(), in a list."
             )
         self.tensors: Mapping[str, Tensor] = cache
         self.keys = set(cache.keys())
@@ -115,23 +116,34 @@ def _is_bridge_name(key: str) -> bool:
     return len(parts) == 3 and parts[0] == "blocks" and parts[2] in ("hook_in", "hook_out")
 
 
-def check_finite(states: Float[Tensor, "batch pos d_model"], real: Bool[Tensor, "batch pos"], layer: int) -> None:
+def check_finite(states: Float[Tensor, "*token d_model"], real: Bool[Tensor, "*token"], layer: int) -> None:
     """Raise on NaN or infinity at real tokens: a distance to them means nothing."""
     bad = ~states.isfinite().all(-1) & real.to(states.device)
     if bad.any():
-        sequence, position = bad.nonzero()[0].tolist()
+        place = bad.nonzero()[0].tolist()
+        first = f"sequence {place[0]}, position {place[1]}" if len(place) == 2 else f"state {place[0]}"
         raise BasinsError(
             f"layer {layer} has NaN or infinite states at {int(bad.sum())} of {int(real.sum())} tokens, the first at "
-            f"sequence {sequence}, position {position}. Half precision overflows in some models: run the model in "
-            "bfloat16 or float32; or mark padding with attention_mask."
+            f"{first}. Half precision overflows in some models: run the model in bfloat16 or float32; or mark padding "
+            "with attention_mask."
         )
+
+
+def as_rows(value: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BasinsError(
+            f"{name} must be whole numbers, one row a sequence and all rows equally long, got {type(value).__name__} "
+            f"({error}). Texts go to score_texts(); shorter rows need padding and an attention_mask."
+        ) from error
 
 
 def check_mask(attention_mask: Any, shape: tuple[int, int]) -> Int[Tensor, "batch pos"]:
     """The mask as 0/1 integers on the CPU; all ones when None. Real tokens must be one run in every row."""
     if attention_mask is None:
         return torch.ones(shape, dtype=torch.long)
-    mask = torch.as_tensor(attention_mask).detach().cpu()
+    mask = as_rows(attention_mask, "attention_mask")
     if mask.ndim == 1:
         mask = mask[None]
     if tuple(mask.shape) != shape:
@@ -160,7 +172,7 @@ def check_tokens(tokens: Any, shape: tuple[int, int] | None) -> Any:
     """Int["batch pos"] on the CPU; None stays None. `shape`: what the cache has."""
     if tokens is None:
         return None
-    ids = torch.as_tensor(tokens).detach().cpu()
+    ids = as_rows(tokens, "tokens")
     if ids.ndim == 1:
         ids = ids[None]
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim != 2 or not ids.numel():
@@ -187,6 +199,8 @@ class StateStore:
     n_stored: int
     budget: int = MEMORY_BUDGET
     tensors: dict[int, Tensor] = field(default_factory=dict)
+    # Outputs of blocks whose way into the next layer is hooked: there the two differ.
+    unhooked: dict[int, Tensor] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory | None = None
 
     @property
@@ -200,17 +214,34 @@ class StateStore:
 
     def create(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
         """Room for one layer's states, zeros."""
+        self.tensors[layer] = self._room(f"layer-{layer}")
+        return self.tensors[layer]
+
+    def create_unhooked(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
+        self.unhooked[layer] = self._room(f"outputs-{layer}")
+        return self.unhooked[layer]
+
+    def _room(self, name: str) -> Float[Tensor, "batch pos d_model"]:
         shape = (self.batch, self.pos, self.d_model)
         if not self.on_disk:
-            self.tensors[layer] = torch.zeros(shape, dtype=self.dtype)
-            return self.tensors[layer]
+            return torch.zeros(shape, dtype=self.dtype)
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="basins-states-")
-        path = Path(self._folder.name) / f"layer-{layer}"
+        path = Path(self._folder.name) / name
         n = self.batch * self.pos * self.d_model
+        size = n * torch.finfo(self.dtype).bits // 8
+        try:
+            with open(path, "wb") as file:
+                # Taken now: a disk that fills up under a mapped file kills the process.
+                os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise BasinsError(
+                f"{size / 2**30:.2f} GiB of states do not fit into {self._folder.name} ({error}). Point TMPDIR to a "
+                "disk with more room, raise memory_budget, or score fewer texts at a time."
+            ) from error
         mapped = torch.from_file(str(path), shared=True, size=n, dtype=self.dtype)
-        self.tensors[layer] = mapped.view(shape)
-        return self.tensors[layer]
+        return mapped.view(shape)
 
     def drop(self, layer: int) -> None:
         self.tensors.pop(layer, None)
@@ -221,7 +252,7 @@ class StateStore:
         return self.tensors[layer]
 
     def outputs(self, layer: int) -> Float[Tensor, "batch pos d_model"] | None:
-        return self.tensors.get(layer + 1)
+        return self.unhooked.get(layer, self.tensors.get(layer + 1))
 
 
 def embed_all_layers(
@@ -237,6 +268,9 @@ def embed_all_layers(
     store = StateStore(tokens.shape[0], tokens.shape[1], int(model.cfg.d_model), dtype, n + 1, budget)
     for layer in range(n + 1):
         store.create(layer)
+    hooked = [layer for layer in range(n - 1) if has_hooks(model, layer + 1)]
+    for layer in hooked:
+        store.create_unhooked(layer)
     with progress("embedding the bank", len(tokens)) as advance:
         for start in range(0, len(tokens), batch_size):
             rows = slice(start, start + batch_size)
@@ -244,13 +278,15 @@ def embed_all_layers(
                 int(attention_mask[rows].sum(1).max()) if bool(attention_mask[rows][:, 0].all()) else tokens.shape[1]
             )
 
-            def keeper(layer: int, rows: slice = rows, length: int = length) -> Any:
+            def keeper(into: Tensor, rows: slice = rows, length: int = length) -> Any:
                 def keep(value: Tensor, hook: Any) -> None:
-                    store.tensors[layer][rows, :length] = value.detach().to("cpu", dtype)
+                    into[rows, :length] = value.detach().to("cpu", dtype)
 
                 return keep
 
-            hooks = [(resid_pre(layer), keeper(layer)) for layer in range(n)] + [(resid_post(n - 1), keeper(n))]
+            hooks = [(resid_pre(layer), keeper(store.tensors[layer])) for layer in range(n)]
+            hooks += [(resid_post(n - 1), keeper(store.tensors[n]))]
+            hooks += [(resid_post(layer), keeper(store.unhooked[layer])) for layer in hooked]
             run(model, tokens[rows, :length], attention_mask[rows, :length], hooks)
             advance(len(tokens[rows]))
     return store

@@ -141,14 +141,33 @@ def _limit(model: Any, max_length: int | None) -> int:
         raise BasinsError(
             f"max_length={max_length!r} is too short: a row holds a token besides the BOS token. Possible: 2 or more."
         )
-    # A HookedTransformer's rotary tables and masks end at n_ctx too; only a bridge runs the model's own code.
-    unbounded = hasattr(model, "adapter") and getattr(model.cfg, "positional_embedding_type", "") in ("rotary", "alibi")
-    if n_ctx and max_length > n_ctx and not unbounded:
+    if n_ctx and max_length > n_ctx and not _unbounded(model):
         raise BasinsError(
             f"max_length={max_length} is more than the model's context of {n_ctx} tokens, and it has no positions "
             f"beyond. Possible: 2 to {n_ctx}."
         )
     return max_length
+
+
+def _unbounded(model: Any) -> bool:
+    """A HookedTransformer's rotary tables and masks end at n_ctx too; only a bridge runs the model's own code."""
+    return hasattr(model, "adapter") and getattr(model.cfg, "positional_embedding_type", "") in ("rotary", "alibi")
+
+
+def check_room(model: Any, tokens: Int[Tensor, "batch pos"]) -> None:
+    """Raise BasinsError for ids outside the vocabulary, or more positions than the model has."""
+    d_vocab, n_ctx = getattr(model.cfg, "d_vocab", None), getattr(model.cfg, "n_ctx", None)
+    outside = tokens[(tokens < 0) | (tokens >= (d_vocab or 2**62))]
+    if len(outside):
+        raise BasinsError(
+            f"token id {int(outside[0])} is not in the model's vocabulary (d_vocab={d_vocab}, ids 0 to "
+            f"{(d_vocab or 0) - 1}). Were the tokens made with another tokenizer?"
+        )
+    if n_ctx and tokens.shape[1] > n_ctx and not _unbounded(model):
+        raise BasinsError(
+            f"tokens have {tokens.shape[1]} positions, more than the model's context of {n_ctx}. Cut them into rows of "
+            f"at most {n_ctx}; score_texts(..., long_texts='split') does so for texts."
+        )
 
 
 def _too_long(number: int, length: int, limit: int, max_length: int | None, model: Any) -> str:

@@ -12,6 +12,7 @@ FAISS both search that.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,6 +27,8 @@ MEMBERS_PER_CHUNK = 2**17
 # Below this many states a FAISS index is not faster than the plain product.
 FAISS_FROM = 4096
 IVF_SAMPLE = 256
+# Below this, in units of the largest squared norm, float32 may have rounded a square to 0.
+UNDERFLOW = 2.0**-120
 
 
 def uses_faiss(settings: ScorerSettings, n_bank: int, device: torch.device) -> bool:
@@ -44,6 +47,7 @@ class SearchSpace:
     query_low: Float[Tensor, "query d_plus_1"]
     bank_low: Float[Tensor, "bank d_plus_1"]
     slack: float
+    scale: float
 
     @property
     def width(self) -> int:
@@ -53,13 +57,14 @@ class SearchSpace:
         """Directly, in float64."""
         return (self.query[queries].double() - self.bank[members].double()).square().sum(-1)
 
-    def query_term(self, queries: Int[Tensor, "q"]) -> Float[Tensor, "q"]:
-        """What a lower bound is before its inner product is taken off: (1 - g) |q|^2."""
-        return (1 - self.slack) * self.query_low[queries, :-1].double().square().sum(-1) / 4
+    def lower_bound(self, queries: Int[Tensor, "q"], products: Float[Tensor, "q *m"]) -> Float[Tensor, "q *m"]:
+        """(1 - g) |q|^2 minus the product, less what may have underflowed, in the units of `squared_distances`."""
+        own = (1 - self.slack) * self.query_low[queries, :-1].double().square().sum(-1) / 4
+        own = own.view(-1, *[1] * (products.ndim - 1))
+        return (own - products.double() - UNDERFLOW * self.width) / self.scale**2
 
     def lower_bounds(self, queries: Int[Tensor, "q"], members: Int[Tensor, "m"]) -> Float[Tensor, "q m"]:
-        product = self.query_low[queries] @ self.bank_low[members].T
-        return self.query_term(queries)[:, None] - product.double()
+        return self.lower_bound(queries, self.query_low[queries] @ self.bank_low[members].T)
 
 
 def search_space(
@@ -74,11 +79,16 @@ def search_space(
         own_axis = settings.metric == "cosine"
         query, bank = _unit(query, 0, own_axis), _unit(bank, 1, own_axis)
     centre = bank[usable].double().mean(0)
-    query_low, bank_low = (query.double() - centre).to(low), (bank.double() - centre).to(low)
+    query_far, bank_far = query.double() - centre, bank.double() - centre
+    # Norms of at most 1, so that no square leaves the range of float32; a power of 2 rounds nothing.
+    norms = torch.cat([query_far, bank_far[usable]]).norm(dim=1)
+    largest = float(norms[norms.isfinite()].amax())
+    scale = 2.0 ** -math.ceil(math.log2(largest)) if largest > 0 else 1.0
+    query_low, bank_low = (query_far * scale).to(low), (bank_far * scale).to(low)
     slack = (4 * bank.shape[1] + 32) * _unit_roundoff(low, bank.device)
     norms = ((1 - slack) * bank_low.double().square().sum(1, keepdim=True)).to(low)
     query_low = torch.cat([2 * query_low, -torch.ones_like(query_low[:, :1])], 1)
-    return SearchSpace(query, bank, query_low, torch.cat([bank_low, norms], 1), slack)
+    return SearchSpace(query, bank, query_low, torch.cat([bank_low, norms], 1), slack, scale)
 
 
 def _unit(states: Float[Tensor, "token d_model"], which: int, own_axis: bool) -> Float[Tensor, "token d_plus_2"]:
@@ -189,6 +199,7 @@ class FaissIVF:
         self.quantizer = faiss.IndexFlatL2(width)  # the index keeps only a pointer to it
         self.index = faiss.IndexIVFFlat(self.quantizer, width, lists)
         self.index.cp.seed = settings.seed + 1
+        self.index.cp.min_points_per_centroid = 1  # few points are no reason to write on the terminal
         bank = _numpy(space.bank_low[members, :-1])
         self.index.train(bank)
         self.index.add(bank)
@@ -208,5 +219,5 @@ class FaissIVF:
             bounds = self.space.lower_bounds(some, self.members)
             true = self.members[bounds.topk(n, dim=1, largest=False).indices]
             hits = (true[:, :, None] == ids[: len(some), None, :]).any(2)
-            self.report["recall_on_sample"] = round(float(hits.double().mean()), 4)
+            self.report |= {"recall_on_sample": float(hits.double().mean()), "sample": hits.numel()}
         return ids, torch.from_numpy(-squared).to(queries.device)

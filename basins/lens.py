@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from basins.errors import BasinsError
@@ -122,14 +122,32 @@ def weight_processing(model: Any) -> str:
     return "TransformerBridge: raw weights"
 
 
-def hook_fingerprint(model: Any) -> str:
-    """Changes whenever a hook is added to or taken from one of the model's hook points."""
-    counts = [
-        (name, len(point.fwd_hooks), len(point._forward_hooks), len(point._forward_pre_hooks))
-        for name, point in sorted(model.hook_dict.items())
-        if point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks
-    ]
-    return repr(counts)
+def hook_fingerprint(model: Any) -> tuple:
+    """Changes whenever a hook is added to or taken from any module: PyTorch never gives a hook's number twice."""
+    return tuple(
+        (place, tuple(module._forward_pre_hooks), tuple(module._forward_hooks))
+        for place, module in enumerate(_all_modules(model))
+        if module._forward_pre_hooks or module._forward_hooks
+    )
+
+
+def _all_modules(model: Any) -> list[nn.Module]:
+    """A bridge keeps the wrapped transformers model outside its own module tree."""
+    wrapped = getattr(model, "original_model", None)
+    roots = [model, *([wrapped] if isinstance(wrapped, nn.Module) else [])]
+    return [module for root in roots for module in root.modules()]
+
+
+def enter_layer(model: Any, layer: int, states: Float[Tensor, "batch pos d_model"]) -> Tensor:
+    """What a block's output becomes on the way into block `layer`: the user's hooks on its `resid_pre` see it."""
+    point = model.hook_dict[resid_pre(layer)]
+    return point(states) if has_hooks(model, layer) else states
+
+
+def has_hooks(model: Any, layer: int) -> bool:
+    """Whether anything hooks the stream on its way into block `layer`."""
+    point = model.hook_dict[resid_pre(layer)]
+    return bool(point._forward_hooks or point._forward_pre_hooks)
 
 
 def fingerprint(model: Any) -> str:
@@ -146,10 +164,7 @@ def fingerprint(model: Any) -> str:
 @contextmanager
 def as_found(model: nn.Module) -> Iterator[None]:
     """No gradients and evaluation mode inside; afterwards, also after an exception, all modes are as they were."""
-    # A bridge keeps the wrapped transformers model outside its own module tree.
-    wrapped = getattr(model, "original_model", None)
-    roots = [model, *([wrapped] if isinstance(wrapped, nn.Module) else [])]
-    modes = [(module, module.training) for root in roots for module in root.modules()]
+    modes = [(module, module.training) for module in _all_modules(model)]
     try:
         with torch.no_grad():
             if any(training for _, training in modes):

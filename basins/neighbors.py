@@ -81,16 +81,28 @@ def find_neighbors(
     query_table, bank_table = query_table.to(device), bank_table.to(device)
     ids = torch.full((len(query), k), -1, dtype=torch.long, device=device)
     distances = torch.full((len(query), k), float("nan"), dtype=torch.float64, device=device)
+    report: dict[str, Any] = {"searched_again": 0}
+    if not bank_table.usable.any() or not query_table.usable.any():
+        return Neighbors(ids, distances.to(query.dtype), report)
     space = search_space(query, bank, bank_table.usable, settings)
-    report: dict[str, Any] = {}
     for queries, members in _groups(query_table, bank_table, settings):
         if not len(members):
             continue
         found = _Group(space, queries, members, query_table, bank_table, settings, same).run(ids, distances)
-        report = found | {"searched_again": found["searched_again"] + report.get("searched_again", 0)}
+        report = _together(report, found)
     if settings.metric == "cosine":
         distances = distances.square() / 2
     return Neighbors(ids, distances.to(query.dtype), report)
+
+
+def _together(report: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """One report of two groups: counts added up, recalls averaged by the size of their samples."""
+    both = report | found | {"searched_again": report["searched_again"] + found["searched_again"]}
+    if "sample" in report and "sample" in found:
+        both["sample"] = report["sample"] + found["sample"]
+        hits = sum(part["recall_on_sample"] * part["sample"] for part in (report, found))
+        both["recall_on_sample"] = hits / both["sample"]
+    return both
 
 
 def _groups(
@@ -156,12 +168,14 @@ class _Group:
             found, bound = self._candidates(index, queries)
             exact = self.space.squared_distances(queries[:, None].expand_as(found), found.clamp_min(0))
             chosen, chosen_distances = _nearest(found, exact.masked_fill(found < 0, float("inf")), k)
-            if index.exact:
-                unproven = (~(chosen_distances[:, -1] < bound)).nonzero()[:, 0]
-                if len(unproven):
-                    again += len(unproven)
-                    nearest = self._search_again(queries[unproven], chosen_distances[unproven, -1])
-                    chosen[unproven], chosen_distances[unproven] = nearest
+            # An approximate index proves nothing, but it must not leave a token without neighbours that it has.
+            complete = chosen_distances[:, -1].isfinite()
+            proven = (chosen_distances[:, -1] < bound) | bound.isinf() if index.exact else complete
+            unproven = (~proven).nonzero()[:, 0]
+            if len(unproven):
+                again += len(unproven)
+                nearest = self._search_again(queries[unproven], chosen_distances[unproven, -1])
+                chosen[unproven], chosen_distances[unproven] = nearest
             complete = chosen_distances[:, -1].isfinite()
             ids[queries[complete]] = chosen[complete]
             distances[queries[complete]] = chosen_distances[complete].sqrt()
@@ -176,7 +190,7 @@ class _Group:
         ids = ids.gather(1, order).masked_fill(out.gather(1, order), -1)
         kept = products.gather(1, order)
         last = torch.where(ids[:, -1] >= 0, kept[:, -1], products[:, -1])
-        bound = self.space.query_term(queries) - last.double()
+        bound = self.space.lower_bound(queries, last)
         # Asked for every member, an index has left nothing out.
         complete = (n == len(self.members)) & (ids[:, -1] < 0)
         return ids, bound.masked_fill(complete, float("inf"))

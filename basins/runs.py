@@ -12,18 +12,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from basins import __version__, plots, tokens_view
 from basins.errors import BasinsError, MissingExtra
+from basins.folders import check_new, new_folder
 from basins.scores import BasinScores
 
 if TYPE_CHECKING:
@@ -47,14 +43,7 @@ class Run:
 
 def check_run_folder(folder: str | Path, pictures: bool = True) -> Path:
     """Before a long computation: raise BasinsError if `write_run` could not write there afterwards."""
-    folder = Path(folder)
-    if folder.is_symlink() or folder.exists():
-        raise BasinsError(f"{folder} exists already. Nothing was written; choose another folder or remove it first.")
-    above = next((parent for parent in folder.absolute().parents if parent.exists()), Path("/"))
-    if not above.is_dir():
-        raise BasinsError(f"{folder} cannot be made: {above} is a file.")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise BasinsError(f"{folder} cannot be made: there is no permission to write in {above}.")
+    folder = check_new(folder)
     for package in PICTURE_PACKAGES if pictures else ():
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "view")
@@ -90,10 +79,7 @@ def write_run(
     tables, each written as NAME.csv; `names`: what the token page calls a sequence. `pictures=False` needs no extra.
     """
     folder = check_run_folder(folder, pictures)
-    temporary: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with new_folder(folder) as temporary:
         scores.save(temporary / "scores")
         frame = _frame(scores)
         frame.to_parquet(temporary / "scores.parquet", index=False)
@@ -106,15 +92,6 @@ def write_run(
         manifest = _manifest(scores) | {"input": source, "command": command, "seconds": seconds}
         manifest["files"] = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.chmod(temporary, 0o755)
-        temporary.rename(folder)
-    except BaseException as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        reason = error.__cause__ if isinstance(error, BasinsError) else error
-        if isinstance(reason, (OSError, SafetensorError)):
-            raise BasinsError(f"{folder} could not be written ({reason}). Nothing is left under that name.") from error
-        raise
     return folder
 
 

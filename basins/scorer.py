@@ -20,7 +20,7 @@ from basins.activations import (
     embed_all_layers,
 )
 from basins.block_calls import dummy_tokens
-from basins.corpus import TokenBatch, tokenize
+from basins.corpus import TokenBatch, check_room, tokenize
 from basins.errors import BasinsError
 from basins.lens import as_found, block_dtype, check_layers, check_model, model_name
 from basins.neighbors import TokenTable, table_of
@@ -106,7 +106,7 @@ class BasinScorer:
             seed=seed,
         )
         self._bank: FittedBank | None = None
-        self._self_check = SelfCheck(model, seed)
+        self._self_check = SelfCheck(model, self.settings.seed)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.as_dict().items())
@@ -144,7 +144,7 @@ class BasinScorer:
         for layer in wanted:
             check_finite(states.layer(layer), mask.bool(), layer)
         with as_found(self.model):
-            source = CacheSource(states, self.model, self.dtype)
+            source = CacheSource(states, mask, self.model, self.dtype)
             if self.settings.method == "rerun":
                 given = ids if ids is not None else dummy_tokens(self.model, *states.shape).cpu()
                 source.paths = self._self_check.paths(given, mask, wanted, lambda layer, row: states.layer(layer)[row])
@@ -171,6 +171,8 @@ class BasinScorer:
             batch = texts
         else:
             options = {"max_length": max_length, "long_texts": long_texts, "prepend_bos": prepend_bos}
+            if not isinstance(texts, (str, Sequence)):
+                raise BasinsError(f"texts must be a list of strings, got {type(texts).__name__}.")
             batch = tokenize(self.model, [texts] if isinstance(texts, str) else list(texts), **options)
         return self.score_tokens(
             batch.tokens,
@@ -192,6 +194,9 @@ class BasinScorer:
         """Score token ids layer by layer, without a cache."""
         wanted = check_layers(self.model, layers)
         ids = check_tokens(tokens, None)
+        if ids is None:
+            raise BasinsError("tokens is None. Pass token ids, one row a sequence; texts go to score_texts().")
+        check_room(self.model, ids)
         mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
         with as_found(self.model):
             rerun = self.settings.method == "rerun"

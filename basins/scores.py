@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.errors import BasinsError
+from basins.folders import new_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,33 +210,16 @@ class BasinScores:
 
     def save(self, folder: str | Path) -> Path:
         """Write `scores.safetensors` and `scores.json` into a new folder, all or nothing; raises if it exists."""
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        folder = Path(folder)
-        if folder.exists():
-            raise BasinsError(
-                f"{folder} exists already. Nothing was written; choose another folder or remove it first."
-            )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            tensors = {name: getattr(self, name) for name in SAVED_TENSORS if getattr(self, name) is not None}
-            if self.lookup is not None:
-                tensors |= {f"lookup.{name}": getattr(self.lookup, name) for name in LOOKUP_TENSORS}
+        tensors = {name: getattr(self, name) for name in SAVED_TENSORS if getattr(self, name) is not None}
+        if self.lookup is not None:
+            tensors |= {f"lookup.{name}": getattr(self.lookup, name) for name in LOOKUP_TENSORS}
+        texts = {"layers": self.layers, "token_strings": self.token_strings, "settings": self.settings}
+        with new_folder(folder) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "scores.safetensors")
-            texts = {"layers": self.layers, "token_strings": self.token_strings, "settings": self.settings}
             (temporary / "scores.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False), encoding="utf-8")
-            os.chmod(temporary, 0o755)
-            temporary.rename(folder)
-        except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, (OSError, SafetensorError)):
-                raise BasinsError(
-                    f"{folder} could not be written ({error}). Nothing is left under that name."
-                ) from error
-            raise
-        return folder
+        return Path(folder)
 
     @staticmethod
     def load(folder: str | Path) -> BasinScores:

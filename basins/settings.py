@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import platform
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -39,10 +40,8 @@ class ScorerSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choose("method", self.method, METHODS)
-        choose("neighbors", self.neighbors, NEIGHBORS)
-        choose("metric", self.metric, METRICS)
-        choose("index", self.index, INDEXES)
+        for name, possible in (("method", METHODS), ("neighbors", NEIGHBORS), ("metric", METRICS), ("index", INDEXES)):
+            choose(name, getattr(self, name), possible)
         whole("k", self.k, 2, "with k=1 the variance of one neighbour is 0 for every token. Pass k=15, the default.")
         whole("exclude_first", self.exclude_first, 0, "it counts positions left out at the start of each sequence.")
         whole("seed", self.seed, 0, "it seeds every random choice.")
@@ -71,6 +70,11 @@ class ScorerSettings:
                     "variances and logarithms need float32 or better; the block itself runs in the model's own dtype."
                 )
             object.__setattr__(self, "dtype", name)
+        # NumPy and torch scalars are welcome, and recorded as the plain numbers that they are.
+        for name, plain in (("k", int), ("exclude_first", int), ("seed", int), ("shrink", float), ("eps", float)):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", int(self.batch_size))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,7 +92,7 @@ def whole(name: str, value: object, least: int, why: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def versions() -> dict[str, str]:

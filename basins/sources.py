@@ -16,7 +16,7 @@ from torch import Tensor
 
 from basins.activations import CacheStates, StateStore
 from basins.block_calls import BlockCall, record_calls
-from basins.lens import block_device, block_dtype
+from basins.lens import block_device, block_dtype, enter_layer, has_hooks
 from basins.progress import progress
 from basins.rerun import LEAST_ROWS, ROWS_PER_POS, run_context
 from basins.selfcheck import CheckedPath
@@ -63,16 +63,25 @@ class CacheSource:
     """States from a cache."""
 
     cache: CacheStates
+    attention_mask: Int[Tensor, "batch pos"]
     model: Any
     dtype: torch.dtype
     chunks: list[Chunk] = field(default_factory=list)
     paths: dict[int, CheckedPath] = field(default_factory=dict)
 
     def states(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
-        return self.cache.layer(layer).to(compute_device(self.model, layer), self.dtype)
+        return self._clean(self.cache.layer(layer)).to(compute_device(self.model, layer), self.dtype)
 
     def outputs(self, layer: int) -> Float[Tensor, "batch pos d_model"] | None:
-        return self.cache.outputs(layer)
+        outputs = self.cache.outputs(layer)
+        return self._clean(outputs) if outputs is not None else None
+
+    def _clean(self, states: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """Whatever stands at padding must not reach a sum, not even times 0."""
+        padding = (self.attention_mask == 0).to(states.device)
+        if not padding.any():
+            return states
+        return states.masked_fill((padding & ~states.isfinite().all(-1))[..., None], 0)
 
     def room_for_next(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
         return torch.zeros_like(self.states(layer))
@@ -111,6 +120,7 @@ class SweepSource:
                 self._run_context(self.at)
             self.store.drop(self.at)
             self.at += 1
+            self._enter(self.at)
         return self.store.layer(layer).to(compute_device(self.model, layer))
 
     def outputs(self, layer: int) -> Float[Tensor, "batch pos d_model"] | None:
@@ -123,6 +133,16 @@ class SweepSource:
 
     def room_for_next(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
         return self.store.create(layer + 1)
+
+    def _enter(self, layer: int) -> None:
+        """The user's hooks on the way into the layer, as in a forward pass."""
+        if not has_hooks(self.model, layer):
+            return
+        states = self.store.layer(layer)
+        device, dtype = block_device(self.model, layer), block_dtype(self.model, layer)
+        for chunk in self.chunks:
+            context = states[chunk.rows, : chunk.length].to(device, dtype)
+            states[chunk.rows, : chunk.length] = enter_layer(self.model, layer, context).to("cpu", self.dtype)
 
     def _run_context(self, layer: int) -> None:
         states, after = self.store.layer(layer), self.store.create(layer + 1)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from basins.activations import check_finite
+from basins.distinct import count_distinct
 from basins.errors import BasinsError
 from basins.lens import block_device, block_dtype
 from basins.neighbors import Neighbors, TokenTable, find_neighbors
@@ -56,18 +58,25 @@ def measure_transition(
     queries = bank.states if bank.same else states.flatten(0, 1)
     neighbors = find_neighbors(queries, table, bank.states, bank.table, settings, bank.same)
     scored = neighbors.ids[:, 0] >= 0
-    n_distinct = count_distinct(queries, bank.states, neighbors.ids).masked_fill(~scored, 0)
-    result = Measured(neighbors, n_distinct, _same_token(table, bank.table, neighbors.ids))
+    n_distinct, coincide = count_distinct(queries, bank.states, neighbors.ids, block_dtype(model, layer))
+    result = Measured(neighbors, n_distinct.masked_fill(~scored, 0), _same_token(table, bank.table, neighbors.ids))
+    coincide &= scored
     next_states = None
     if settings.method == "rerun":
         next_states = source.room_for_next(layer)
         result.variances = _rerun_all(model, layer, source, bank.states, neighbors.ids, settings, next_states)
+        _check_outputs(result.variances["var_out"], scored, layer)
+        # Neighbours that are one state have one output: what is left of a variance is rounding.
+        for value in result.variances.values():
+            value[coincide] = 0
     outputs = bank.outputs
     if outputs is None and bank.same:
         outputs = known if known is not None else next_states
     if outputs is not None:
         outputs = outputs.to(bank.states).flatten(0, -2)
+        check_finite(outputs, bank.table.usable, layer + 1)
         result.lookup = _look_up_all(bank.states, outputs, neighbors.ids, settings)
+        result.lookup["var_in"][coincide] = 0
     if settings.method == "lookup":
         if result.lookup is None:
             raise BasinsError(
@@ -167,8 +176,8 @@ def _check_next_layer(
     chunk: Chunk,
     layer: int,
     before: Float[Tensor, "batch pos d_model"],
-    next_states: Float[Tensor, "batch pos d_model"],
-    known: Float[Tensor, "batch pos d_model"],
+    next_states: Float[Tensor, "all_rows all_pos d_model"],
+    known: Float[Tensor, "all_rows all_pos d_model"],
     dtype: torch.dtype,
 ) -> None:
     real = chunk.attention_mask.bool().to(before.device)
@@ -183,30 +192,18 @@ def _check_next_layer(
         )
 
 
+def _check_outputs(var_out: Float[Tensor, "token"], scored: Bool[Tensor, "token"], layer: int) -> None:
+    bad = scored & ~var_out.isfinite()
+    if bad.any():
+        raise BasinsError(
+            f"re-running block {layer} gives NaN or infinite variances for {int(bad.sum())} of {int(scored.sum())} "
+            "tokens. Half precision overflows in some models: run the model in bfloat16 or float32, or pass "
+            "dtype='float64'."
+        )
+
+
 def _same_token(table: TokenTable, bank: TokenTable, ids: Int[Tensor, "token k"]) -> Float[Tensor, "token"] | None:
     if table.token is None or bank.token is None:
         return None
     same = bank.token.to(ids.device)[ids.clamp_min(0)] == table.token.to(ids.device)[:, None]
     return same.float().mean(1).masked_fill(ids[:, 0] < 0, float("nan"))
-
-
-def count_distinct(
-    query: Float[Tensor, "token d_model"], bank: Float[Tensor, "bank d_model"], ids: Int[Tensor, "token k"]
-) -> Int[Tensor, "token"]:
-    """Distinct states among each query and its neighbours, by a 64-bit hash of their bits."""
-    bank_hash = row_hash(bank)
-    query_hash = bank_hash if query is bank else row_hash(query)
-    together = torch.cat([query_hash[:, None], bank_hash[ids.clamp_min(0)]], 1).sort(dim=1).values
-    return 1 + (together.diff(dim=1) != 0).sum(1)
-
-
-def row_hash(states: Float[Tensor, "token d_model"]) -> Int[Tensor, "token"]:
-    """Equal rows get equal hashes; -0.0 counts as 0.0. Multiply-shift of the bit patterns, modulo 2^64."""
-    rng = torch.Generator().manual_seed(0x5EED)
-    odd = (torch.randint(-(2**62), 2**62, (states.shape[1],), generator=rng) * 2 + 1).to(states.device)
-    bits = torch.int64 if states.dtype == torch.float64 else torch.int32
-    parts = []
-    for some in states.split(max(1, PATCH_FLOATS // max(1, states.shape[1]))):
-        mixed = (some + 0.0).contiguous().view(bits).long() * odd
-        parts.append((mixed ^ (mixed >> 29)).mul_(odd).sum(1))
-    return torch.cat(parts)

@@ -142,9 +142,9 @@ def batch(pocket_mini):
 @pytest.mark.parametrize(
     ("cache", "pattern"),
     [
-        (torch.zeros(2, 3, 128), r"score\(\) needs a cache, got Tensor. Pass the second value of model.run_with_cache"),
-        ("a text", r"score\(\) needs a cache, got str.*for texts call scorer.score_texts\(texts\)"),
-        (None, r"score\(\) needs a cache, got NoneType"),
+        (torch.zeros(2, 3, 128), r"a cache is needed, got Tensor. Pass the second value of model.run_with_cache"),
+        ("a text", r"a cache is needed, got str.*texts go to score_texts\(\)"),
+        (None, r"a cache is needed, got NoneType"),
         ({}, r"this cache holds no residual streams \(it holds nothing, \.\.\.\)"),
         (
             {"blocks.0.attn.hook_z": torch.zeros(1, 2, 3)},
@@ -227,9 +227,9 @@ def test_states_that_are_not_finite(pocket_mini, batch, bad, method):
 
 
 def test_a_block_that_overflows_in_a_sweep():
-    """Float16 in the middle of a model: the layer where it first shows is named."""
+    """Float16 in the middle of a model: the block where it first shows is named."""
     model = model_of(torch.randn(12, 4), lambda x: x, lambda x: x * 1e30, lambda x: x * 1e30, lambda x: x)
-    with refused(r"layer 3 has NaN or infinite states at 12 of 12 tokens, the first at sequence 0, position 0"):
+    with refused(r"re-running block 1 gives NaN or infinite variances for 12 of 12 tokens"):
         BasinScorer(model, k=3).score_tokens(torch.arange(12)[None])
 
 

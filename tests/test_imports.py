@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 
 # Data flows one way: a file imports only from rows above its own. A folder is one name: its files share its row.
 ROWS = [
-    ["errors", "settings", "progress"],
+    ["errors", "settings", "progress", "folders"],
     ["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
-    ["activations", "neighbors", "indexes", "rerun", "hooked_transformer", "patching", "selfcheck"],
+    ["activations", "neighbors", "indexes", "rerun", "hooked_transformer", "patching", "selfcheck", "distinct"],
     ["scores"],
     ["scorer", "transition", "sources", "results", "attribution", "stats"],
     ["experiments"],
@@ -30,6 +30,7 @@ ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 # One part of the design may be split over several files of its row: importer -> imported.
 WITHIN_A_ROW = {
     ("settings", "errors"),
+    ("folders", "errors"),
     ("block_calls", "lens"),
     ("models", "gguf_files"),
     ("models", "load_errors"),

@@ -39,7 +39,7 @@ def assert_lower_bounds(query, bank, metric: str = "euclidean") -> None:
         assert bool((bounds <= squared).all()), float((bounds - squared).max())
         ids, products = kind(space, members).search(queries, len(bank))
         assert bool((ids.sort(dim=1).values == members).all())
-        assert bool((space.query_term(queries)[:, None] - products.double() <= squared.gather(1, ids)).all())
+        assert bool((space.lower_bound(queries, products) <= squared.gather(1, ids)).all())
         assert bool((products.diff(dim=1) <= 0).all()), "best first"
 
 
@@ -85,7 +85,7 @@ def test_the_lower_bound_covers_products_of_rounded_factors(precision):
     space = space_of(states, states)
     assert space.slack < 1, "else the bound says nothing here"
     product = space.query_low.bfloat16().float() @ space.bank_low.bfloat16().float().T
-    bounds = space.query_term(torch.arange(40))[:, None] - product.double()
+    bounds = space.lower_bound(torch.arange(40), product)
     assert bool((bounds <= torch.cdist(states.double(), states.double()).square() + 1e-12).all())
 
 
