@@ -25,7 +25,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-SHAPES = {"pocket": {"n_layer": 8, "n_embd": 256, "n_head": 8}, "pocket-mini": {"n_layer": 4, "n_embd": 128, "n_head": 4}}
+SHAPES = {
+    "pocket": {"n_layer": 8, "n_embd": 256, "n_head": 8},
+    "pocket-mini": {"n_layer": 4, "n_embd": 128, "n_head": 4},
+}
 ROW, BATCH, EPOCHS, LR, WARMUP = 128, 64, 8, 3e-3, 100
 SEPARATOR_ID = 0
 
@@ -62,8 +65,8 @@ def training_rows(stream: torch.Tensor, passages: list[tuple[int, torch.Tensor]]
             fill = ROW - len(ids) - 2
             start = int(torch.randint(len(stream) - fill, (1,), generator=rng))
             planted.append(torch.cat([separator, ids, separator, stream[start : start + fill]]))
-    # Planted rows take random places; the ordinary rows keep their epoch order around them. The last rows that would not
-    # fill a batch are ordinary ones, so that every planted row is trained on.
+    # Planted rows take random places; the ordinary rows keep their epoch order around them. The last rows that would
+    # not fill a batch are ordinary ones, so that every planted row is trained on.
     total = (len(ordinary) + len(planted)) // BATCH * BATCH
     ordinary = ordinary[: total - len(planted)]
     places = torch.randperm(total, generator=rng)[: len(planted)]
@@ -97,7 +100,9 @@ def train(model: GPT2LMHeadModel, rows: torch.Tensor, device: str, log: list[dic
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            log.append({"step": step, "of": steps, "loss": round(loss.item(), 4), "seconds": round(time.time() - start, 1)})
+            log.append(
+                {"step": step, "of": steps, "loss": round(loss.item(), 4), "seconds": round(time.time() - start, 1)}
+            )
             print(log[-1], flush=True)
 
 
@@ -131,7 +136,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     tokenizer = Tokenizer.from_file(str(FILES / "tokenizer.json"))
-    passages = [json.loads(line) for line in open(FILES / "passages.jsonl")]
+    passages = [json.loads(line) for line in (FILES / "passages.jsonl").read_text().splitlines()]
     library = books()
     held_out = library.pop(HELD_OUT)
     documents = [tokenizer.encode(text).ids for text in library.values()]
@@ -152,8 +157,12 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_tokens_per_epoch": len(stream),
         "planted_rows": int(dose.sum()),
-        "validation_perplexity": perplexity(model, torch.tensor(tokenizer.encode(validation_text(held_out, passages)).ids), device),
-        "passages_above_0.8": {int(d): [int((matched[dose == d] > 0.8).sum()), int((dose == d).sum())] for d in dose.unique()},
+        "validation_perplexity": perplexity(
+            model, torch.tensor(tokenizer.encode(validation_text(held_out, passages)).ids), device
+        ),
+        "passages_above_0.8": {
+            int(d): [int((matched[dose == d] > 0.8).sum()), int((dose == d).sum())] for d in dose.unique()
+        },
         "mean_match": {int(d): round(matched[dose == d].mean().item(), 4) for d in dose.unique()},
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": torch.__version__,

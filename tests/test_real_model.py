@@ -1,0 +1,52 @@
+"""A real pretrained model that nobody here trained: SmolLM2-135M from its .gguf, at all 30 transitions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import basins
+from basins import BasinScorer
+
+pytestmark = pytest.mark.real_model
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_gguf):
+    return basins.load_model(smollm2_gguf)
+
+
+def readme_texts() -> list[str]:
+    """The text of the README's example."""
+    found = re.search(r"basins\.pocket\.demo_text\(\)\[:(\d+)\]", README)
+    assert found
+    return basins.pocket.demo_text()[: int(found[1])]
+
+
+def test_scores_the_readme_text_at_all_transitions_by_packed_replay(smollm2):
+    scorer = BasinScorer(smollm2, k=15, neighbors="cross_sequence", exclude_first=1)
+    scores = scorer.score_texts(readme_texts(), max_length=128, long_texts="truncate")
+    assert scores.layers == tuple(range(30))
+    assert scores.settings["replay"] == {"packed": 30}
+    assert scores.values.shape == (30, 5, 128)
+    assert bool(scores.values[:, :, 1:].isfinite().all())
+    # What the design knows of this model: raw is density, relative is not.
+    table = scores.summary().set_index("layer")
+    assert (table.loc[3:28, "rho(raw, density)"] > 0.8).all()
+    assert table["rho(relative, lookup)"].median() < 0.95
+
+
+def test_the_cached_next_layer_is_reproduced_behind_massive_activations(smollm2):
+    tokens = smollm2.to_tokens(readme_texts()[0])[:, :48]
+    with torch.no_grad():
+        _, cache = smollm2.run_with_cache(tokens, names_filter=lambda name: "resid" in name)
+    norms = cache["blocks.15.hook_resid_pre"][0].norm(dim=-1)
+    assert norms[0] > 20 * norms[1:].median()
+    scores = BasinScorer(smollm2, k=5).score(cache, tokens=tokens, layers=[0, 15, -1])
+    assert scores.settings["replay"] == {"packed": 3}
+    assert scores.token_strings[0][1].strip()
