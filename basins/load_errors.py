@@ -15,6 +15,19 @@ from basins.errors import BasinsError
 DECODERS = "decoder-only language models (GPT-2, Llama, Gemma, Qwen, Mistral, ...)"
 WITHOUT_HUB = 'a local Hugging Face folder, a .gguf file, a loaded transformers model, "pocket" (ships with basins)'
 
+# What files, the hub client and the readers raise, and what TransformerLens raises on a shape that it did not expect.
+KNOWN = (
+    OSError,
+    ValueError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+    TypeError,
+    SafetensorError,
+    struct.error,
+)
+
 
 @contextmanager
 def explained(source: str) -> Iterator[None]:
@@ -23,7 +36,7 @@ def explained(source: str) -> Iterator[None]:
         yield
     except BasinsError:
         raise
-    except (OSError, ValueError, ImportError, NotImplementedError, KeyError, SafetensorError, struct.error) as error:
+    except KNOWN as error:
         raise BasinsError(_explanation(source, error)) from error
 
 

@@ -345,3 +345,14 @@ def test_hub_failures(cause: str, text: str, message: str, monkeypatch: pytest.M
 def test_a_name_that_no_repository_can_have() -> None:
     with pytest.raises(BasinsError, match=r"'a b c' is neither a folder here nor a model on the Hugging Face hub"):
         load_model("a b c")
+
+
+def test_a_failure_inside_transformer_lens_is_explained(monkeypatch):
+    """TransformerLens 4.3 raises a bare RuntimeError for a Falcon with grouped queries, for one."""
+
+    def fail(*args):
+        raise RuntimeError("split_with_sizes expects split_sizes to sum exactly to 64")
+
+    monkeypatch.setattr("basins.wrap.wrap_model", fail)
+    with pytest.raises(BasinsError, match=r"could not be loaded: RuntimeError: split_with_sizes expects"):
+        load_model(tiny_hf_model("gpt2"))
