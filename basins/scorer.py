@@ -19,6 +19,7 @@ from basins.activations import (
     check_tokens,
     embed_all_layers,
 )
+from basins.attribution import Attribution, attribute
 from basins.block_calls import dummy_tokens
 from basins.corpus import TokenBatch, check_room, tokenize
 from basins.errors import BasinsError
@@ -232,6 +233,19 @@ class BasinScorer:
         self._enough(table, self.settings.k, "the bank")
         self._bank = FittedBank(states, table, {"sequences": states.shape[0], "states": int(table.usable.sum())})
         return self
+
+    def attribute(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        method: str,
+        layers: int | Iterable[int] | None = None,
+        **options: Any,
+    ) -> Attribution:
+        """How much every token matters; methods and their options are those of `basins.attribution.attribute`."""
+        own = {name: getattr(self.settings, name) for name in ("exclude_first", "batch_size", "seed")} | options
+        return attribute(self.model, tokens, attention_mask, method=method, layers=layers, dtype=self.dtype, **own)
 
     def _score(
         self,
