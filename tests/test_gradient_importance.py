@@ -177,7 +177,7 @@ def test_integrated_gradients_sum_to_the_change_of_the_target(tiny, untouched, n
         gained = clean - passes.outcome(torch.arange(2), aim, {layer: start})
         summed = found.values[layer].nansum(-1)
         torch.testing.assert_close(gap[layer], summed - gained, atol=1e-6, rtol=1e-6)
-        # Without biases each norm of a zero state multiplies its neighbourhood by 1,000: here the gap was up to 28% of the target's change.
+        # Without biases each norm of a zero state multiplies its neighbourhood by 1,000: gaps up to 28% were seen here.
         if (name, baseline) != ("llama", "zero"):
             assert (gap[layer].abs() < 0.01 * gained.abs()).all(), (layer, gap, gained)
 
