@@ -24,7 +24,7 @@ from basins.settings import ScorerSettings
 
 SCORES_PER_CHUNK = 2**25
 MEMBERS_PER_CHUNK = 2**17
-# Below this many states a FAISS index is not faster than the plain product.
+# Below this many states a layer takes a fraction of a second either way, and FAISS need not be loaded.
 FAISS_FROM = 4096
 IVF_SAMPLE = 256
 # Below this, in units of the largest squared norm, float32 may have rounded a square to 0.

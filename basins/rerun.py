@@ -18,8 +18,8 @@ from basins.block_calls import BlockCall, CannotRebuild, packed_mask
 from basins.hooked_transformer import call_hooked_block
 from basins.patching import call_block, patch_block, patch_model, restart_layers
 
-# Patched rows per call, in sequence lengths. Fewer rows repeat the context more often, more rows form more attention
-# scores between patched rows that the mask then throws away; the sum is flat between 2 and 4.
+# Patched rows per call, in sequence lengths. Fewer rows repeat the context more often; more rows form more attention
+# scores between patched rows, which the mask then throws away.
 ROWS_PER_POS = 2
 LEAST_ROWS = 64
 
