@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins import pocket
-from basins.corpus import TokenBatch, tokenize
+from basins.corpus import tokenize
 from basins.errors import choose
-from basins.lens import as_found
+from basins.losses import token_losses
 from basins.models import load_model
 from basins.scorer import BasinScorer
 from basins.scores import LEAST_DISTINCT, BasinScores
@@ -49,7 +49,7 @@ def run_demo(model_name: str = "pocket") -> Demo:
     batch = tokenize(model, texts, long_texts="split")
     scores = BasinScorer(model, **ANALYSIS).score_texts(batch)
     doses = torch.tensor([-1] * PARAGRAPHS + [passage.dose for passage in passages])[list(batch.text_ids)]
-    losses = token_losses(model, batch)
+    losses = token_losses(model, batch.tokens, batch.attention_mask)
     names = {
         i: f"planted, dose {dose}" if dose else "control, dose 0" for i, dose in enumerate(doses.tolist()) if dose >= 0
     }
@@ -59,15 +59,6 @@ def run_demo(model_name: str = "pocket") -> Demo:
 
 def _of_dose(dose: int) -> list[pocket.Passage]:
     return [passage for passage in pocket.passages() if passage.dose == dose][:PASSAGES]
-
-
-def token_losses(model: Any, batch: TokenBatch) -> Float[Tensor, "batch pos"]:
-    """-ln p(token | the tokens before it), nats; NaN at the first position and at padding."""
-    with as_found(model):
-        logits = model(batch.tokens, attention_mask=batch.attention_mask)
-    loss = -logits[:, :-1].log_softmax(-1).gather(-1, batch.tokens[:, 1:, None])[..., 0]
-    loss = torch.cat([torch.full_like(loss[:, :1], float("nan")), loss], 1)
-    return loss.masked_fill(batch.attention_mask == 0, float("nan"))
 
 
 def dose_table(scores: BasinScores, doses: Int[Tensor, "batch"], losses: Float[Tensor, "batch pos"]) -> pd.DataFrame:

@@ -22,6 +22,8 @@ ROWS = [
     [
         *["scorer", "transition", "sources", "results", "attribution", "stats"],
         *["passes", "targets", "attention_importance", "gradient_importance", "integrated_gradients", "ablation"],
+        # What a model predicts, and what experiments ask of it.
+        *["losses"],
     ],
     ["experiments"],
     ["plots", "tables", "tokens_view", "runs"],
@@ -63,6 +65,7 @@ WITHIN_A_ROW = {
     ("attribution", "results"),
     ("attribution", "sources"),
     ("attribution", "targets"),
+    ("losses", "sources"),
     ("scorer", "attribution"),
     ("scorer", "results"),
     ("scorer", "sources"),
