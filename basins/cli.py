@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -23,6 +21,7 @@ from basins.console import (
     token_table,
 )
 from basins.errors import BasinsError, choose
+from basins.experiment_commands import command_line, experiment, free_folder, parse_numbers
 
 DEMO_FOLDER = Path("runs/demo")
 
@@ -75,11 +74,15 @@ def main() -> None:
     \b
     basins demo                                            shipped model, bundled text, no network
     basins score --model gpt2 --input my.txt --out runs/my
+    basins experiment importance                           tables, figures and a verdict
     basins doctor                                          what is installed, and does re-running work
     """
     # Threads that spin while they wait slow everything down tenfold on a machine that does other work too. Has to be
     # said before PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+app.add_typer(experiment, name="experiment")
 
 
 @app.command()
@@ -103,7 +106,7 @@ def demo(
 
     choose("--model", model, pocket.NAMES)
     _at_least_one("--top", top)
-    folder = check_run_folder(out or _free(DEMO_FOLDER), pictures)
+    folder = check_run_folder(out or free_folder(DEMO_FOLDER), pictures)
     console = open_console()
     console.print(f"Scoring a held-out book and planted passages with {model}: about half a minute.")
     from basins.demo import run_demo
@@ -117,7 +120,7 @@ def demo(
         folder,
         found.scores,
         source={"name": "pocket-demo and planted passages, shipped with basins"},
-        command=_command(),
+        command=command_line(),
         seconds=round(seconds, 2),
         tables={"doses": found.doses, "dose_by_layer": found.dose_by_layer, "extreme_tokens": tokens},
         names=found.names,
@@ -197,7 +200,7 @@ def score(
         batch_size=batch_size,
         seed=seed,
     )
-    wanted = parse_layers(layers)
+    wanted = parse_numbers("--layers", layers)
     _at_least_one("--top", top)
     folder = check_run_folder(out, pictures)
     from basins.corpus import read_texts, tokenize
@@ -213,7 +216,7 @@ def score(
     scores = scorer.score_texts(batch, layers=wanted)
     seconds = time.monotonic() - start
     source = describe_input(input) | {"column": column, "limit": limit}
-    write_run(folder, scores, source=source, command=_command(), seconds=round(seconds, 2), pictures=pictures)
+    write_run(folder, scores, source=source, command=command_line(), seconds=round(seconds, 2), pictures=pictures)
     console = open_console()
     console.print(layer_table(scores))
     console.print(token_table(extreme_tokens(scores, top), "relative"))
@@ -240,45 +243,9 @@ def doctor(model: Model = "pocket", device: Device = None, dtype: Dtype = None, 
     console.print(replay_table(model, examine.check_replay(loaded)))
 
 
-def parse_layers(text: str | None) -> list[int] | None:
-    """ "0,3-5,-1" -> [0, 3, 4, 5, -1]."""
-    if text is None:
-        return None
-    layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().rpartition("-")
-        try:
-            if dash and first:
-                ends = range(int(first), int(last) + 1)
-                if int(first) < 0 or not ends:
-                    raise ValueError
-                layers += ends
-            else:
-                layers.append(int(part))
-        except ValueError:
-            raise BasinsError(
-                f"--layers {text!r} has a part {part.strip()!r} that is neither a number nor a range. Possible: "
-                "numbers, negative ones from the end, and rising ranges such as 3-5, with commas between: 0,3-5,-1."
-            ) from None
-    return layers
-
-
 def _at_least_one(option: str, value: int) -> None:
     if value < 1:
         raise BasinsError(f"{option} {value} is too small: it must be at least 1.")
-
-
-def _free(folder: Path) -> Path:
-    """The folder itself, or with the first number from 2 that is free."""
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
-
-
-def _command() -> str:
-    return shlex.join(["basins", *sys.argv[1:]])
 
 
 def _print_end(scores: Any, folder: Path, seconds: float) -> None:

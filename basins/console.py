@@ -127,6 +127,28 @@ def replay_table(model: str, paths: dict[int, CheckedPath]) -> RenderableType:
     )
 
 
+def frame_table(title: str, frame: pd.DataFrame, digits: int = 3) -> RenderableType:
+    """A frame as it is: words to the left, numbers to the right."""
+    table = _table(title)
+    for name in frame.columns:
+        table.add_column(str(name), justify="right" if frame[name].dtype.kind in "fiu" else "left")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_value(value, digits) for value in row))
+    return table
+
+
+def _value(value: Any, digits: int) -> str:
+    if isinstance(value, float):
+        return (
+            "-"
+            if value != value
+            else f"{value:,.0f}"
+            if value.is_integer() and abs(value) > 1
+            else f"{value:.{digits}f}"
+        )
+    return str(value)
+
+
 def pair_table(title: str, pairs: Iterable[tuple[str, str]]) -> RenderableType:
     table = _table(title)
     table.show_header = False

@@ -49,7 +49,7 @@ def plot_layers(scores: BasinScores, layers: int | Iterable[int] | None = None, 
     rows = _rows(scores, layers)
     at = [scores.layers[i] for i in rows]
     keep = _kept(scores)
-    figure = _figure(PAGE if wide else COLUMN, 3.1 if wide else 6.3)
+    figure = new_figure(PAGE if wide else COLUMN, 3.1 if wide else 6.3)
     grid: Any = figure.subplots(*((1, 3) if wide else (3, 1)), sharex=True)
     does, writes, raw = grid
     rerun = "lookup" if scores.settings["method"] == "lookup" else "re-run"
@@ -61,12 +61,12 @@ def plot_layers(scores: BasinScores, layers: int | Iterable[int] | None = None, 
         if axes is raw:
             curves.append(("density before the block", scores.density, DENSITY))
         _curves(axes, at, [(label, _quartiles(value, keep)[:, rows], style) for label, value, style in curves])
-    _name(does, "Relative: what the block does", r"$\ln(V_{in}/V_{out})$ (nats)")
-    _name(writes, "Update: what the block writes", r"$-\ln V_{upd}$ (nats)")
-    _name(raw, f"Raw, beside density{_rho(scores, rows)}", r"$-\ln V$ (nats)")
+    label_axes(does, "Relative: what the block does", r"$\ln(V_{in}/V_{out})$ (nats)")
+    label_axes(writes, "Update: what the block writes", r"$-\ln V_{upd}$ (nats)")
+    label_axes(raw, f"Raw, beside density{_rho(scores, rows)}", r"$-\ln V$ (nats)")
     for axes in grid if wide else [raw]:
         axes.set_xlabel("layer (transition L to L+1)", fontsize=FONT)
-    _write_note(figure, f"Median and quartiles of {_note(scores, keep[rows])}")
+    write_note(figure, f"Median and quartiles of {_note(scores, keep[rows])}")
     return figure
 
 
@@ -82,7 +82,7 @@ def plot_scatter(scores: BasinScores, layer: int) -> Figure:
     if scores.lookup is not None:
         panels.append((scores.lookup.relative, scores.relative, "relative, lookup", "relative, re-run"))
         rhos.append("rho(relative, lookup)")
-    figure = _figure(COLUMN * len(panels), 3.2)
+    figure = new_figure(COLUMN * len(panels), 3.2)
     summary = scores.summary().iloc[i]
     grid: Any = figure.subplots(1, len(panels), squeeze=False)
     for axes, (across, up, xlabel, ylabel), rho in zip(grid[0], panels, rhos, strict=True):
@@ -92,9 +92,9 @@ def plot_scatter(scores: BasinScores, layer: int) -> Figure:
         axes.set_xlim(*_span(x))
         axes.set_ylim(*_span(y))
         axes.set_xlabel(f"{xlabel} (nats)", fontsize=FONT)
-        _name(axes, f"Spearman's {RHO} = {summary[rho]:.2f}", f"{ylabel} (nats)")
-        _plain(axes)
-    _write_note(figure, f"Layer {scores.layers[i]}, {_note(scores, keep[None])}")
+        label_axes(axes, f"Spearman's {RHO} = {summary[rho]:.2f}", f"{ylabel} (nats)")
+        plain_axes(axes)
+    write_note(figure, f"Layer {scores.layers[i]}, {_note(scores, keep[None])}")
     return figure
 
 
@@ -107,7 +107,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -162,15 +162,15 @@ def _curves(axes: Axes, at: list[int], curves: list[tuple[str, Float[Tensor, "3 
         words = f"off scale, layer {at[0]}: {words}".replace("-", MINUS).replace(f"re{MINUS}", "re-")
         axes.text(0, 1.02, words, fontsize=FONT - 2, color=NOTE, transform=axes.transAxes)
     axes.legend(fontsize=FONT - 2, frameon=False)
-    _plain(axes)
+    plain_axes(axes)
 
 
-def _name(axes: Axes, title: str, ylabel: str) -> None:
+def label_axes(axes: Axes, title: str, ylabel: str) -> None:
     axes.set_title(title, fontsize=FONT, loc="left", pad=FONT + 4)
     axes.set_ylabel(ylabel, fontsize=FONT)
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
     axes.tick_params(labelsize=FONT - 1)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -211,7 +211,7 @@ def _note(scores: BasinScores, keep: Bool[Tensor, "layer batch pos"]) -> str:
     )
 
 
-def _write_note(figure: Figure, note: str) -> None:
+def write_note(figure: Figure, note: str) -> None:
     """Below everything, as wide as the figure."""
     lines = textwrap.wrap(note, int(23 * figure.get_figwidth()))
     figure.supxlabel("\n".join(lines), fontsize=FONT - 2, color=NOTE, x=0.02, ha="left")

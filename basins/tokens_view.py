@@ -74,7 +74,7 @@ class TokenView:
 
     def container(self, name: str) -> str:
         """What stands where no script runs (a notebook that is not trusted): the first layer, without interaction."""
-        spans = [_span(token, value) for token, value in zip(self.tokens, self.values[:, 0].tolist(), strict=True)]
+        spans = [token_span(token, value) for token, value in zip(self.tokens, self.values[:, 0].tolist(), strict=True)]
         return f'<div id="{name}"><div class="still">{html.escape(self.labels[0])}: {"".join(spans)}</div></div>'
 
     def call(self, name: str) -> str:
@@ -250,7 +250,7 @@ for (const part of document.querySelectorAll("details")) {{
 """
 
 
-def _span(token: str, value: float) -> str:
+def token_span(token: str, value: float) -> str:
     text = html.escape(token.replace("\n", ""))
     if value != value:
         return f'<span class="unscored">{text}</span>'

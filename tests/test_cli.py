@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import re
 import subprocess
 import sys
@@ -13,8 +12,8 @@ import torch
 from made_scores import made_scores
 from typer.testing import CliRunner
 
-from basins import cli, console, doctor, runs
-from basins.cli import app, parse_layers
+from basins import console, doctor, runs
+from basins.cli import app
 from basins.errors import BasinsError
 from basins.selfcheck import CheckedPath
 
@@ -219,13 +218,6 @@ def test_the_demo_prints_tables_and_leaves_its_folder(tmp_path, monkeypatch):
     assert "planted, dose 256" in (tmp_path / "runs/demo/tokens.html").read_text(encoding="utf-8")
 
 
-def test_the_demo_takes_the_next_free_folder(tmp_path):
-    assert cli._free(tmp_path / "demo") == tmp_path / "demo"
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo-2").mkdir()
-    assert cli._free(tmp_path / "demo") == tmp_path / "demo-3"
-
-
 def test_the_demo_has_two_models():
     assert "--model='gpt2' is not an option. Possible: 'pocket', 'pocket-mini'." in basins(
         "demo", "--model", "gpt2", status=2
@@ -290,23 +282,3 @@ def test_tokens_are_not_read_as_markup(capsys):
     console.open_console().print(console.token_table(frame, "relative"))
     assert "[red]«[/b]»↵[x]" in capsys.readouterr().out
     assert scores.tokens is not None
-
-
-@pytest.mark.parametrize(
-    ("text", "layers"),
-    [("0,3-5,-1", [0, 3, 4, 5, -1]), ("7", [7]), ("-1", [-1]), (" 1 , 2-2", [1, 2]), (None, None)],
-)
-def test_layers_are_numbers_and_ranges(text, layers):
-    assert parse_layers(text) == layers
-
-
-@pytest.mark.parametrize("text", ["", "a", "1,,2", "3-", "-3--1", "5-3", "1-2-3", "1.5"])
-def test_other_layers_are_explained(text):
-    with pytest.raises(BasinsError, match="neither a number nor a range"):
-        parse_layers(text)
-
-
-def test_the_command_line_is_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["basins", "score", "--input", "a b.txt"])
-    assert cli._command() == "basins score --input 'a b.txt'"
-    assert json.dumps(cli._command())

@@ -12,6 +12,7 @@ result with its reason; input that cannot be meant (different shapes, unknown op
 from basins.stats.corrections import correct
 from basins.stats.correlations import partial, pearson, semipartial, spearman
 from basins.stats.detection import auroc, tpr_at_fpr
+from basins.stats.grid import Cell, correlation_grid
 from basins.stats.many_groups import anova, icc, kruskal
 from basins.stats.permutation import max_t, permutation_test
 from basins.stats.result import Statistic
@@ -23,6 +24,8 @@ __all__ = [
     "spearman",
     "partial",
     "semipartial",
+    "correlation_grid",
+    "Cell",
     "permutation_test",
     "max_t",
     "welch",

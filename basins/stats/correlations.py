@@ -100,20 +100,30 @@ def _with_confounds(x: Any, y: Any, confounds: Mapping[str, Any], clusters: Any)
     return gather(columns, clusters, minimum=len(columns) + 3, constant=tuple(confounds))
 
 
-def correlations_from(covariance: ndarray, semi: bool) -> ndarray:
-    """Partial (or semi-partial) correlation of columns 0 and 1 given the others, for each covariance matrix.
+def left_over(covariance: ndarray, n_free: int) -> ndarray:
+    """Covariance of what a linear fit on the other columns leaves of the first `n_free`, for each covariance matrix.
 
-    Columns come with a spread near 1: one with less than 1e-7 is constant in this resample and explains nothing.
+    In units of each column's own variance, so that the diagonal is the share not explained. Columns come with a spread
+    near 1: one with less than 1e-7 is constant in this resample and explains nothing.
     """
     scale = np.sqrt(np.maximum(np.diagonal(covariance, axis1=-2, axis2=-1), 0))
     inverse = np.where(scale > 1e-7, 1 / np.maximum(scale, 1e-7), 0)
     unit = covariance * inverse[..., :, None] * inverse[..., None, :]
-    across = unit[..., :2, 2:]
-    fitted = across @ np.linalg.pinv(unit[..., 2:, 2:], rcond=1e-10, hermitian=True) @ np.swapaxes(across, -1, -2)
-    left = unit[..., :2, :2] - fitted
-    of_y = unit[..., 1, 1] if semi else left[..., 1, 1]
-    # Below rounding nothing is left to correlate: NaN, not noise divided by noise.
-    explained = (left[..., 0, 0] < 1e-10) | (of_y < 1e-10)
+    across = unit[..., :n_free, n_free:]
+    explaining = np.linalg.pinv(unit[..., n_free:, n_free:], rcond=1e-10, hermitian=True)
+    return unit[..., :n_free, :n_free] - across @ explaining @ np.swapaxes(across, -1, -2)
+
+
+# Below rounding nothing is left to correlate: NaN, not noise divided by noise.
+NOTHING_LEFT = 1e-10
+
+
+def correlations_from(covariance: ndarray, semi: bool) -> ndarray:
+    """Partial (or semi-partial) correlation of columns 0 and 1 given the others, for each covariance matrix."""
+    left = left_over(covariance, 2)
+    constant = np.diagonal(covariance, axis1=-2, axis2=-1)[..., 1] <= 1e-14
+    of_y = np.where(constant, 0.0, 1.0) if semi else left[..., 1, 1]
+    explained = (left[..., 0, 0] < NOTHING_LEFT) | (of_y < NOTHING_LEFT)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = left[..., 0, 1] / np.sqrt(left[..., 0, 0] * of_y)
     return np.where(explained, np.nan, np.clip(found, -1, 1))

@@ -122,10 +122,10 @@ def _permute(
     """(estimate, p, max-T p) of each layer."""
     columns = scipy_stats().rankdata(sample.columns, axis=1) if rank else sample.columns
     blocks = standardized(columns).reshape(n_layers, -1, sample.n_tokens)
-    pairs = np.stack([_left(block[:2], block[2:]) for block in blocks])
+    pairs = np.stack([residuals(block[:2], block[2:]) for block in blocks])
     estimates = (pairs[:, 0] * pairs[:, 1]).sum(1)
     if not sample.independent:
-        pairs = np.stack([_within(pair, sample) for pair in pairs])
+        pairs = np.stack([within(pair, sample) for pair in pairs])
     flat = np.isnan(pairs).any((1, 2)) | (np.abs(pairs).max(2) < 1e-9).any(1)
     pairs[flat] = 0
     observed = np.abs((pairs[:, 0] * pairs[:, 1]).sum(1))
@@ -139,7 +139,7 @@ def _permute(
     return estimates, np.where(flat, np.nan, p), np.where(flat, np.nan, corrected)
 
 
-def _left(pair: ndarray, confounds: ndarray) -> ndarray:
+def residuals(pair: ndarray, confounds: ndarray) -> ndarray:
     """Columns of length 1 with the confounds' linear fit taken out; NaN where nothing is left."""
     if len(confounds):
         pair = pair - np.linalg.lstsq(confounds.T, pair.T, rcond=1e-10)[0].T @ confounds
@@ -147,7 +147,7 @@ def _left(pair: ndarray, confounds: ndarray) -> ndarray:
     return np.where(length > 1e-5 * np.sqrt(pair.shape[1]), pair / np.maximum(length, 1e-300), np.nan)
 
 
-def _within(columns: ndarray, sample: Sample) -> ndarray:
+def within(columns: ndarray, sample: Sample) -> ndarray:
     """Columns less their sequence's mean."""
     counts = np.bincount(sample.cluster)
     means = [np.bincount(sample.cluster, weights=column) / counts for column in columns]

@@ -30,9 +30,11 @@ def cluster_weights(
         yield np.bincount(drawn.ravel(), minlength=size * n_clusters).reshape(size, n_clusters).astype(np.float64)
 
 
-def token_weights(sample: Sample, n_resamples: int, seed: int) -> Iterator[Float64[ndarray, "resample token"]]:
-    """The weights of all resamples, some rows at a time."""
-    rows = max(1, CHUNK // sample.n_tokens)
+def token_weights(
+    sample: Sample, n_resamples: int, seed: int, n_columns: int = 1
+) -> Iterator[Float64[ndarray, "resample token"]]:
+    """The weights of all resamples, some rows at a time: fewer where each is to meet many columns."""
+    rows = max(1, CHUNK // (sample.n_tokens * max(1, n_columns // 4)))
     for weights in cluster_weights(sample.n_clusters, rows, n_resamples, seed):
         yield weights[:, sample.cluster]
 
@@ -63,7 +65,7 @@ def bootstrap_covariances(
     columns = standardized(sample.columns)
     if rank:
         chunks = []
-        for weights in token_weights(sample, n_resamples, seed):
+        for weights in token_weights(sample, n_resamples, seed, len(columns)):
             ranks = np.stack([weighted_ranks(column, weights) for column in columns], axis=1)
             ranks /= sample.n_tokens
             total = weights.sum(1)[:, None, None]
@@ -147,4 +149,23 @@ def permutations(sample: Sample, n_permutations: int, seed: int) -> Iterator[Int
         keys = rng.random((min(rows, n_permutations - start), sample.n_tokens)) + cluster
         order = np.empty(keys.shape, dtype=np.int64)
         order[:, places] = np.argsort(keys, axis=1)
+        yield order
+
+
+def rotations(sample: Sample, n_permutations: int, seed: int) -> Iterator[Int64[ndarray, "permutation token"]]:
+    """Token order with every sequence turned round by a random number of places (all tokens as one sequence, where
+    they are independent). Neighbouring tokens stay neighbours, so what is smooth along a text stays as smooth."""
+    rng = np.random.default_rng(seed)
+    cluster = np.zeros_like(sample.cluster) if sample.independent else sample.cluster
+    places = np.argsort(cluster, kind="stable")
+    sizes = np.bincount(cluster)
+    start = np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each token's sequence, in the order of `places`
+    size = np.repeat(sizes, sizes)
+    inside = np.arange(sample.n_tokens) - start
+    rows = max(1, CHUNK // sample.n_tokens)
+    for first in range(0, n_permutations, rows):
+        turns = rng.integers(0, sizes, (min(rows, n_permutations - first), len(sizes)))
+        moved = start + (inside + np.repeat(turns, sizes, axis=1)) % size
+        order = np.empty(moved.shape, dtype=np.int64)
+        order[:, places] = places[moved]
         yield order

@@ -1,0 +1,143 @@
+"""`basins experiment ...`: parsing only, as in `cli.py`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from basins.console import frame_table, open_console
+from basins.errors import BasinsError
+
+experiment = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Ask a question of a model: tables, figures, a verdict by thresholds stated before the run, and a reading.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Out = Annotated[Path | None, typer.Option(help="A new folder. Unless given: the first free of runs/EXPERIMENT, ...-2.")]
+Model = Annotated[str, typer.Option(help='A hub id ("gpt2"), a folder, a .gguf file, "pocket" or "pocket-mini".')]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Pictures = Annotated[bool, typer.Option(help="Whether to draw figures and the token page.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice: the same seed gives the same tables.")]
+
+
+def remember(ctx: typer.Context, debug: bool) -> None:
+    ctx.meta["debug"] = debug
+
+
+def free_folder(folder: Path) -> Path:
+    """The folder itself, or with the first number from 2 that is free."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def command_line() -> str:
+    return shlex.join(["basins", *sys.argv[1:]])
+
+
+def parse_numbers(option: str, text: str | None) -> list[int] | None:
+    """ "0,3-5,-1" -> [0, 3, 4, 5, -1]."""
+    if text is None:
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().rpartition("-")
+        try:
+            if dash and first:
+                ends = range(int(first), int(last) + 1)
+                if int(first) < 0 or not ends:
+                    raise ValueError
+                numbers += ends
+            else:
+                numbers.append(int(part))
+        except ValueError:
+            raise BasinsError(
+                f"{option} {text!r} has a part {part.strip()!r} that is neither a number nor a range. Possible: "
+                "numbers, negative ones from the end, and rising ranges such as 3-5, with commas between: 0,3-5,-1."
+            ) from None
+    return numbers
+
+
+@experiment.command()
+def importance(
+    ctx: typer.Context,
+    model: Model = "pocket",
+    second_model: Annotated[
+        str, typer.Option(help='Of the replication; "auto" is pocket-mini for pocket and else none; or "none".')
+    ] = "auto",
+    input: Annotated[
+        str | None,
+        typer.Option(help="Texts: a .txt, .jsonl, .csv or .parquet file or a dataset. Unless given: the shipped book."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first texts.")] = None,
+    out: Out = None,
+    layers: Annotated[str | None, typer.Option(help="Transitions, as in 0,3-5,-1. Unless given: all.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Importance measures, with commas between. Unless: all.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens a row; longer texts are cut.")] = 128,
+    sample_rows: Annotated[int, typer.Option(help="Rows that integrated gradients and ablation are measured on.")] = 16,
+    ablated: Annotated[int, typer.Option(help="Tokens that are ablated, each at every layer.")] = 256,
+    steps: Annotated[int, typer.Option(help="Points on the path of integrated gradients.")] = 16,
+    k: Annotated[int, typer.Option("--k", "-k", help="Neighbours a token.")] = 15,
+    n_resamples: Annotated[int, typer.Option(help="Of the intervals.")] = 500,
+    n_permutations: Annotated[int, typer.Option(help="Of the tests.")] = 2000,
+    seed: Seed = 0,
+    pictures: Pictures = True,
+    debug: Debug = False,
+) -> None:
+    """Do tokens that matter to the model sit where its blocks compress less?
+
+    \b
+    basins experiment importance
+    basins experiment importance --model gpt2 --second-model gpt2-medium --input abstracts.csv --limit 100
+    basins experiment importance --model model.gguf --limit 12 --layers 0,5,10,15,20,25,29
+    """
+    remember(ctx, debug)
+    from basins.runs import check_run_folder
+
+    folder = check_run_folder(out or free_folder(Path("runs/importance")), pictures)
+    wanted = parse_numbers("--layers", layers)
+    console = open_console()
+    from basins.experiments import importance as run
+    from basins.experiments.primary import THRESHOLDS
+
+    console.print(f"Stated before the run: {THRESHOLDS}\n")
+    start = time.monotonic()
+    found = run(
+        model,
+        second_model=None if second_model == "none" else second_model,
+        texts=input,
+        limit=limit,
+        layers=wanted,
+        methods=[method.strip() for method in methods.split(",")] if methods else None,
+        max_length=max_length,
+        sample_rows=sample_rows,
+        ablated=ablated,
+        steps=steps,
+        k=k,
+        n_resamples=n_resamples,
+        n_permutations=n_permutations,
+        seed=seed,
+    )
+    seconds = time.monotonic() - start
+    from basins.experiment_runs import write
+
+    write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
+    console.print(frame_table("Each measure, at the layer of its grade: rank correlation with the relative score, "
+                              "confounds removed", found.verdicts))  # fmt: skip
+    if len(found.agreement):
+        console.print(
+            frame_table("Each measure against ablation: rank correlation, mean over layers", found.mean_agreement())
+        )
+    console.print(Text(f"{found.grade}: {found.reading}\n"))
+    console.print(f"{seconds:.0f} s.")
+    console.print(Text(f"Folder: {folder}", style="bold"), soft_wrap=True)

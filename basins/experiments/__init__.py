@@ -1,0 +1,10 @@
+"""Experiments: a question, what is stated before the run, and what was found. Each is one file and one call.
+
+found = basins.experiments.importance("pocket")
+print(found)
+found.save("runs/importance")
+"""
+
+from basins.experiments.importance import Importance, importance
+
+__all__ = ["Importance", "importance"]

@@ -1,0 +1,217 @@
+"""Do tokens that matter to the model sit where its blocks compress less?"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from basins.errors import BasinsError
+from basins.experiments import importance_tables as tables
+from basins.experiments.importance_measures import SIGNED, check_methods, measure
+from basins.experiments.importance_words import read_out, verdicts
+from basins.experiments.primary import PRIMARY, SCORER, SCORES, THRESHOLDS
+from basins.experiments.sequences import Sequences, sequences
+from basins.experiments.token_columns import CONFOUNDS, column_frame, join, score_frame
+from basins.lens import check_layers, check_model, model_name
+from basins.models import load_model
+from basins.scorer import BasinScorer
+from basins.scores import BasinScores
+from basins.settings import versions, whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QUESTION = "Do tokens that matter to the model sit where its blocks compress less?"
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What the experiment found. Every table is tidy; `reading` says it in a paragraph, also when it is nothing.
+
+    `correlations`: a row for each model, part (all, half 1, half 2), layer, score and method: Spearman's rho and the
+    rank correlation left when the confounds are removed (`partial`), each with its interval; `p` by rotating sequences,
+    `p_corrected` by max-T over everything of the model, `q` by Benjamini-Hochberg. `quartiles`: mean relative score in
+    the quarters of importance. `agreement`: each method against ablation. `verdicts`: a row a method. `tokens`: for
+    each model all columns, joined on (layer, sequence, position).
+    """
+
+    correlations: pd.DataFrame
+    quartiles: pd.DataFrame
+    agreement: pd.DataFrame
+    verdicts: pd.DataFrame
+    tokens: Mapping[str, pd.DataFrame] = field(repr=False)
+    scores: Mapping[str, BasinScores] = field(repr=False)
+    reading: str
+    grade: str
+    settings: dict[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"Importance: {self.grade}\n{self.verdicts.round(3).to_string(index=False)}\n\n{self.reading}"
+
+    __repr__ = __str__
+
+    def mean_agreement(self) -> pd.DataFrame:
+        """Each method's rank correlation with ablation, averaged over layers: a row for each model and method."""
+        table: Any = self.agreement
+        return table.groupby(["model", "method"], sort=False)[["rho", "rho_signed"]].mean().reset_index()
+
+    def figures(self) -> dict[str, Any]:
+        """Name -> matplotlib figure: layer curves, scatter, quartiles, joint density, agreement with ablation."""
+        return importlib.import_module("basins.importance_plots").figures(self)
+
+    def token_page(self) -> str | None:
+        """An HTML page of tokens with the score beside importance."""
+        return importlib.import_module("basins.importance_view").token_page(self)
+
+    def save(self, folder: str | Path, *, pictures: bool = True, command: str | None = None) -> Path:
+        """Write tables, statistics, figures, the token page, verdict and reading into a new folder, all or nothing."""
+        return importlib.import_module("basins.experiment_runs").write(self, folder, pictures=pictures, command=command)
+
+
+def importance(
+    model: Any = "pocket",
+    *,
+    second_model: Any = "auto",
+    texts: list[str] | str | None = None,
+    limit: int | None = None,
+    layers: Any = None,
+    methods: list[str] | None = None,
+    max_length: int = 128,
+    sample_rows: int = 16,
+    ablated: int = 256,
+    steps: int = 16,
+    k: int = SCORER["k"],
+    n_resamples: int = 500,
+    n_permutations: int = 2000,
+    seed: int = 0,
+) -> Importance:
+    """Compression scores against every importance measure, at every layer.
+
+    Primary: the relative re-run score against each measure, as rank correlation with the confounds removed (density
+    before the block, position, token frequency, the token's loss, its state's norm). Secondary: update and raw scores,
+    and all three by lookup. The other analyses are in the tables of `Importance`.
+
+    Args:
+        model: a loaded TransformerLens model, or what `basins.load_model` takes.
+        second_model: the model of the replication, None for none; "auto": pocket-mini for pocket, else none. Without
+            one no result is called strong.
+        texts: a list of texts, or what `basins.corpus.read_texts` takes; None: the held-out book shipped with basins.
+        limit: only so many of the texts.
+        layers: transitions, of the first model; None: all.
+        methods: importance measures; None: all of `basins.attribution.METHODS`.
+        max_length: tokens in a row; longer texts are cut into several.
+        sample_rows, ablated, steps: integrated gradients take `steps` points on `sample_rows` rows, of which `ablated`
+            tokens are ablated; in models of more than 12 layers at 8 of them.
+        k: neighbours a token.
+        n_resamples, n_permutations: of the intervals, and of the tests.
+        seed: of every random choice. The same seed gives the same tables.
+
+    Raises BasinsError where the texts are too few, or a setting is off.
+    """
+    for name, value, least in (("sample_rows", sample_rows, 4), ("ablated", ablated, 8), ("steps", steps, 1)):
+        whole(name, value, least, "it sizes the sample that costly methods are measured on.")
+    chosen = check_methods(methods)
+    loaded = _load(model, second_model)
+    frames: dict[str, pd.DataFrame] = {}
+    scores: dict[str, BasinScores] = {}
+    about: dict[str, Any] = {}
+    parts: list[pd.DataFrame] = []
+    quartiles: list[pd.DataFrame] = []
+    agreement: list[pd.DataFrame] = []
+    analysis: dict[str, Any] = SCORER | {"k": k, "seed": seed}
+    statistics: dict[str, Any] = {"n_resamples": n_resamples, "n_permutations": n_permutations, "seed": seed}
+    for number, (name, one) in enumerate(loaded.items()):
+        rows = sequences(one, texts, max_length, limit)
+        wanted = check_layers(one, layers if number == 0 else None)
+        scorer = BasinScorer(one, **analysis)
+        scores[name] = scorer.score_texts(rows.batch, layers=wanted)
+        frame = score_frame(one, scores[name], rows)
+        sample = rows.sample(sample_rows, seed)
+        found, said = measure(scorer, rows, chosen, wanted, rows=sample, ablated=ablated, steps=steps)
+        for method, (values, at, on) in found.items():
+            frame = join(frame, column_frame(values, method, at, on))
+        frames[name] = frame
+        here, left_out = tables.correlations(frame, chosen, statistics)
+        parts.append(here.assign(model=name, part="all"))
+        for part, half in enumerate(rows.halves(seed), 1):
+            halved, _ = tables.correlations(
+                _rescored(scorer, rows, half, frame, wanted), chosen, statistics, (PRIMARY,)
+            )
+            parts.append(halved.assign(model=name, part=f"half {part}"))
+        quartiles.append(tables.quartiles(frame, chosen, seed).assign(model=name))
+        agreement.append(tables.agreement(frame, chosen, seed).assign(model=name))
+        about[name] = _about(scores[name], rows, left_out) | said
+    import pandas as pd
+
+    correlations: Any = pd.concat(parts, ignore_index=True)
+    correlations = correlations[["model", "part", *[c for c in correlations if c not in ("model", "part")]]]
+    judged = verdicts(correlations, chosen, list(loaded))
+    settings = {
+        "experiment": "importance",
+        "question": QUESTION,
+        "primary": f"{PRIMARY} re-run score; {SCORER | {'k': k}}",
+        "thresholds": THRESHOLDS,
+        "confounds": CONFOUNDS,
+        "signed_methods_compared_by_size": [method for method in SIGNED if method in chosen],
+        "methods": chosen,
+        "max_length": max_length,
+        "limit": limit,
+        "sample_rows": sample_rows,
+        "ablated": ablated,
+        "steps": steps,
+        **statistics,
+        "models": about,
+        "versions": versions(),
+    }
+    merged = {
+        "quartiles": pd.concat(quartiles, ignore_index=True),
+        "agreement": pd.concat(agreement, ignore_index=True),
+    }
+    reading = read_out(correlations, merged["agreement"], judged, settings)
+    grade = judged["grade"].iloc[0] if len(judged) else "none"
+    return Importance(
+        correlations, merged["quartiles"], merged["agreement"], judged, frames, scores, reading, grade, settings
+    )
+
+
+def _load(model: Any, second: Any) -> dict[str, Any]:
+    """Name -> model, the first first."""
+    if isinstance(second, str) and second == "auto":
+        second = "pocket-mini" if isinstance(model, str) and model == "pocket" else None
+    loaded: dict[str, Any] = {}
+    for one in (model, second):
+        if one is None:
+            continue
+        named = isinstance(one, (str, Path))
+        found = load_model(one) if named else one
+        check_model(found)
+        name = Path(one).name if named else model_name(found)
+        if name in loaded:
+            raise BasinsError(f"Both models are {name!r}. The second one shows whether a finding holds elsewhere.")
+        loaded[name] = found
+    return loaded
+
+
+def _rescored(scorer: BasinScorer, rows: Sequences, half: Any, frame: pd.DataFrame, layers: tuple[int, ...]) -> Any:
+    """One half of the text scored on its own: its neighbours, and so its scores, owe nothing to the other half."""
+    batch = rows.batch
+    scores = scorer.score_tokens(batch.tokens[half], batch.attention_mask[half], layers=layers)
+    own = score_frame(scorer.model, scores, rows, half)
+    measured = [c for c in frame.columns if c not in own.columns]
+    return own.merge(frame[["layer", "sequence", "position", *measured]], how="left", validate="one_to_one")
+
+
+def _about(scores: BasinScores, rows: Sequences, left_out: dict[str, list[int]]) -> dict[str, Any]:
+    kept = ("model_fingerprint", "model_dtype", "weight_processing", "n_layers", "d_model", "device", "replay")
+    return {name: scores.settings[name] for name in kept} | {
+        "sequences": len(rows.batch),
+        "clusters": int(rows.cluster.unique().numel()),
+        "cluster": rows.unit,
+        "tokens": int(rows.mask.sum()),
+        "repeated_prefix_tokens": int(rows.repeated.sum()),
+        "layers_left_out": left_out,
+        "scores": list(SCORES),
+    }

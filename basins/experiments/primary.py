@@ -1,0 +1,45 @@
+"""What every experiment states before it runs: its primary analysis, and which results deserve which words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from basins.stats.result import Statistic
+
+# Relative re-run score; neighbours from other sequences only; the first position (an attention sink whose norm can be a
+# hundred times the others') left out of queries and bank; tokens after a prefix seen before are left out.
+SCORER: dict[str, Any] = {"k": 15, "method": "rerun", "neighbors": "cross_sequence", "exclude_first": 1}
+PRIMARY = "relative"
+
+# name of a score -> where it stands in a frame of BasinScores. The first shows what the block does; raw scores mostly
+# repeat the density before it, which therefore stands beside them.
+SCORES = {
+    "relative": "relative",
+    "update": "update",
+    "raw": "raw",
+    "relative, lookup": "lookup_relative",
+    "update, lookup": "lookup_update",
+    "raw, lookup": "lookup_raw",
+}
+
+GRADES = ("strong", "moderate", "exploratory", "none")
+STRONG_R, STRONG_P = 0.4, 0.01
+MODERATE_R, MODERATE_P = 0.2, 0.05
+THRESHOLDS = (
+    f"strong: |r| > {STRONG_R} with corrected p < {STRONG_P} on both models, in the same direction and in both halves "
+    f"of the text; moderate: |r| > {MODERATE_R} with corrected p < {MODERATE_P} on the first model and in the same "
+    f"direction in both halves; exploratory: corrected p < {MODERATE_P} but smaller, or not the same in both halves; "
+    "none: nothing survives correction. r is the rank correlation that is left when the confounds are removed."
+)
+
+
+def passes(statistic: Statistic, least: float, alpha: float) -> bool:
+    """Whether a corrected result is larger than `least` and beyond chance; False for NaN."""
+    return abs(statistic.estimate) > least and statistic.p_corrected < alpha
+
+
+def same_direction(statistics: Iterable[Statistic]) -> bool:
+    """Whether all have the same sign; a NaN has none."""
+    signs = {1 if s.estimate > 0 else -1 if s.estimate < 0 else 0 for s in statistics}
+    return len(signs) == 1 and 0 not in signs
