@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from basins import corpus as corpus
     from basins import pocket as pocket
+    from basins.attributed import Attribution as Attribution
     from basins.corpus import TokenBatch as TokenBatch
     from basins.errors import BasinsError as BasinsError
     from basins.errors import MissingExtra as MissingExtra
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 # Each name loads its module at first use: `import basins` itself stays light.
 _EXPORTS = {
+    "Attribution": "basins.attributed",
     "BasinScorer": "basins.scorer",
     "BasinScores": "basins.scores",
     "BasinsError": "basins.errors",
@@ -34,7 +36,17 @@ _EXPORTS = {
 }
 _MODULES = ("corpus", "pocket")
 
-__all__ = ["BasinScorer", "BasinScores", "BasinsError", "MissingExtra", "TokenBatch", "corpus", "load_model", "pocket"]
+__all__ = [
+    "Attribution",
+    "BasinScorer",
+    "BasinScores",
+    "BasinsError",
+    "MissingExtra",
+    "TokenBatch",
+    "corpus",
+    "load_model",
+    "pocket",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from basins.passes import Passes
 
+HEADS = ("summed", "apart")
+# Vectors that heads write from one key are as large as the stream times the heads: only so many are held.
+FLOATS_AT_ONCE = 2**24
+
 
 def pattern_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_pattern"
@@ -60,38 +64,52 @@ def attention(
 ) -> Float[Tensor, "layer batch pos"]:
     """Attention received; `relative`: divided by what the same queries would give if they attended evenly."""
     values = passes.blank()
-    names = [pattern_name(layer) for layer in passes.layers]
+    names = {layer: [pattern_name(layer)] for layer in passes.layers}
     if relative:
-        names += [name for name in map(scores_name, passes.layers) if name in passes.model.hook_dict]
-    for rows in passes.chunks():
-        found = passes.read(rows, names, passes.layers[-1])
-        for i, layer in enumerate(passes.layers):
-            pattern = found[pattern_name(layer)].to(passes.dtype)
-            pairs = counted_pairs(passes.usable[rows], queries[rows], include_self).to(pattern.device)
-            total = received(pattern, pairs)
-            if relative:
-                seen = seen_keys(pattern, found.get(scores_name(layer)))
-                total = total / received(uniform(seen, passes.dtype), pairs)
-            values[i, rows] = total.cpu()
+        for layer, wanted in names.items():
+            wanted += [name for name in [scores_name(layer)] if name in passes.model.hook_dict]
+
+    def take(rows: Tensor, layer: int, found: dict[str, Tensor]) -> None:
+        pattern = found[pattern_name(layer)].to(passes.dtype)
+        pairs = counted_pairs(passes.usable[rows], queries[rows], include_self).to(pattern.device)
+        total = received(pattern, pairs)
+        if relative:
+            seen = seen_keys(pattern, found.get(scores_name(layer)))
+            total = total / received(uniform(seen, passes.dtype), pairs)
+        values[passes.layers.index(layer), rows] = total.cpu()
+
+    passes.visit(names, take)
     return values
 
 
 def attention_value(
-    passes: Passes, queries: Bool[Tensor, "batch pos"], include_self: bool
+    passes: Passes, queries: Bool[Tensor, "batch pos"], include_self: bool, heads: str
 ) -> Float[Tensor, "layer batch pos"]:
-    """Sum over heads h and queries q of pattern[h, q, key] * |v[h, key] W_O[h]| (Kobayashi et al. 2020, one head).
+    """Sum over queries of the norm of what the block's attention moves from the key to them (Kobayashi et al. 2020).
 
-    The norm is taken head by head, so that heads which cancel still count.
+    From key k to query q that is the vector sum_h pattern[h, q, k] * v[h, k] W_O[h], without the output bias and before
+    any norm that follows. `heads`: "summed" takes the norm of this sum; "apart" sums the norms of the heads, so that
+    heads which cancel still count.
     """
     values = passes.blank()
-    names = [name for layer in passes.layers for name in (pattern_name(layer), value_name(layer))]
-    for rows in passes.chunks():
-        found = passes.read(rows, names, passes.layers[-1])
-        for i, layer in enumerate(passes.layers):
-            pattern = found[pattern_name(layer)].to(passes.dtype)
-            norms = value_norms(passes.model, layer, found[value_name(layer)].to(passes.dtype), pattern.shape[1])
-            pairs = counted_pairs(passes.usable[rows], queries[rows], include_self).to(pattern.device)
-            values[i, rows] = received(pattern * norms.transpose(1, 2)[:, :, None], pairs).cpu()
+
+    def take(rows: Tensor, layer: int, found: dict[str, Tensor]) -> None:
+        pairs = counted_pairs(passes.usable[rows], queries[rows], include_self)
+        of_block = found[pattern_name(layer)], found[value_name(layer)]
+        for row, own, pattern, value in zip(rows, pairs, *of_block, strict=True):
+            # In float64, a sequence at a time: heads that cancel leave the root of the rounding error.
+            pattern = pattern.double()
+            products = head_products(passes.model, layer, value, len(pattern))
+            if heads == "apart":
+                norms = products.diagonal(0, 1, 2).clamp_min(0).sqrt()
+                moved = torch.einsum("hqk,kh->qk", pattern, norms)
+            else:
+                squared = (torch.einsum("hqk,khg->gqk", pattern, products) * pattern).sum(0)
+                moved = squared.clamp_min(0).sqrt()
+            total = moved.masked_fill(~own.to(moved.device), 0).sum(0)
+            values[passes.layers.index(layer), row] = total.to(values)
+
+    passes.visit({layer: [pattern_name(layer), value_name(layer)] for layer in passes.layers}, take)
     return values
 
 
@@ -99,16 +117,21 @@ def value_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_v"
 
 
-def value_norms(
-    model: Any, layer: int, value: Float[Tensor, "row key kv_head d_head"], n_heads: int
-) -> Float[Tensor, "row key head"]:
-    """L2 norm of each head's value vector as it is written to the stream; grouped value heads are shared out."""
-    w_o: Float[Tensor, "head d_head d_model"] = model.blocks[layer].attn.W_O.detach().to(value)
-    value = value.reshape(*value.shape[:2], -1, w_o.shape[1])
-    value = value.repeat_interleave(n_heads // value.shape[2], 2)
-    # |v W|^2 = v (W W^T) v^T keeps d_model out of memory.
-    gram = w_o @ w_o.transpose(1, 2)
-    return torch.einsum("rkhd,hde,rkhe->rkh", value, gram, value).clamp_min(0).sqrt()
+def head_products(
+    model: Any, layer: int, value: Float[Tensor, "key *kv_head_and_d_head"], n_heads: int
+) -> Float[Tensor, "key head head"]:
+    """Dot products between what the heads write from each key to the stream, v[h] W_O[h] . v[g] W_O[g].
+
+    Each query head counts; those of a group share their value vector.
+    """
+    w_o: Float[Tensor, "head d_head d_model"] = model.blocks[layer].attn.W_O.detach().to(value.device).double()
+    value = value.double().reshape(len(value), -1, w_o.shape[1])
+    value = value.repeat_interleave(n_heads // value.shape[1], 1)
+    products = []
+    for some in value.split(max(1, FLOATS_AT_ONCE // w_o[:, 0].numel())):
+        written = torch.einsum("khd,hdm->khm", some, w_o)
+        products.append(written @ written.transpose(1, 2))
+    return torch.cat(products)
 
 
 def rollout(passes: Passes, queries: Bool[Tensor, "batch pos"]) -> Float[Tensor, "layer batch pos"]:
@@ -117,16 +140,20 @@ def rollout(passes: Passes, queries: Bool[Tensor, "batch pos"]) -> Float[Tensor,
     A_l is half the identity (the skip connection) plus half the mean pattern of block l's heads, rows summing to 1.
     """
     values = passes.blank()
-    upto = range(passes.layers[-1] + 1)
-    for rows in passes.chunks():
-        found = passes.read(rows, map(pattern_name, upto), passes.layers[-1])
-        rolled = torch.eye(passes.tokens.shape[1], dtype=passes.dtype).expand(len(rows), -1, -1)
+    own = torch.eye(passes.tokens.shape[1], dtype=passes.dtype)
+    rolled = own[None]
+
+    def take(rows: Tensor, layer: int, found: dict[str, Tensor]) -> None:
+        nonlocal rolled
+        if layer == 0:
+            rolled = own.expand(len(rows), -1, -1)
         real = passes.mask[rows].bool()
-        for layer in upto:
-            mean = found[pattern_name(layer)].to("cpu", passes.dtype).mean(1).masked_fill(~real[:, :, None], 0)
-            mixed = mean + torch.eye(mean.shape[-1], dtype=mean.dtype)
-            rolled = (mixed / mixed.sum(-1, keepdim=True)) @ rolled
-            if layer in passes.layers:
-                kept = rolled.masked_fill(~queries[rows][:, :, None], 0).sum(1)
-                values[passes.layers.index(layer), rows] = kept
+        mean = found[pattern_name(layer)].to("cpu", passes.dtype).mean(1).masked_fill(~real[:, :, None], 0)
+        mixed = mean + own
+        rolled = (mixed / mixed.sum(-1, keepdim=True)) @ rolled
+        if layer in passes.layers:
+            kept = rolled.masked_fill(~queries[rows][:, :, None], 0).sum(1)
+            values[passes.layers.index(layer), rows] = kept
+
+    passes.visit({layer: [pattern_name(layer)] for layer in range(passes.layers[-1] + 1)}, take)
     return values

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +12,25 @@ from torch import Tensor
 
 from basins.ablation import ablation, state_means
 from basins.activations import check_mask, check_tokens
-from basins.attention_importance import attention, attention_value, rollout
+from basins.attention_importance import HEADS, attention, attention_value, rollout
+from basins.attributed import Attribution
 from basins.corpus import check_room
 from basins.errors import BasinsError, choose
 from basins.gradient_importance import attribution_patching, gradient
 from basins.integrated_gradients import BASELINES, integrated_gradients
-from basins.lens import as_found, block_dtype, check_layers, check_model, fingerprint, model_name, weight_processing
+from basins.lens import (
+    as_found,
+    block_device,
+    block_dtype,
+    check_layers,
+    check_model,
+    fingerprint,
+    model_name,
+    n_layers,
+    weight_processing,
+)
 from basins.passes import Passes
-from basins.results import token_strings
+from basins.results import real_positions, token_strings
 from basins.settings import versions, whole
 from basins.sources import plan_batch
 from basins.targets import check_positions, make_target
@@ -27,7 +39,7 @@ from basins.targets import check_positions, make_target
 METHODS: dict[str, tuple[str, ...]] = {
     "attention": ("position", "include_self"),
     "attention_relative": ("position", "include_self"),
-    "attention_value": ("position", "include_self"),
+    "attention_value": ("position", "include_self", "heads"),
     "rollout": ("position",),
     "gradient": ("target", "position"),
     "gradient_x_input": ("target", "position"),
@@ -36,36 +48,14 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ablation": ("sample",),
 }
 
+# Layers -> a mean state of each, and whose mean it is.
+StateMeans = Callable[[tuple[int, ...]], tuple[dict[int, Tensor], str]]
+
+# Points on the path. From zero it leads past one sharp turn for each norm that follows: see basins.path_points.
+STEPS = {"mean": 50, "zero": 256}
+
 # Ablation leaves tokens that were not sampled; relative attention has no value for a key that no query sees.
 MAY_BE_NAN = ("ablation", "attention_relative")
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """Importance of every token at every layer; NaN at padding and where the token was left out.
-
-    `values[i]` belongs to the states entering block `layers[i]`, as in `BasinScores`; attention is that of the block.
-    Units: attention methods count queries times heads; gradients are in units of the target (a logit, or nats) per unit
-    of the stream, products and differences in units of the target; ablation is in nats. `completeness_gap`, of
-    integrated gradients only, is what each sequence's values sum to beyond the change of the target.
-    """
-
-    values: Float[Tensor, "layer batch pos"]
-    method: str
-    layers: tuple[int, ...]
-    tokens: Int[Tensor, "batch pos"]
-    token_strings: tuple[tuple[str, ...], ...] | None
-    settings: dict[str, Any] = field(repr=False)
-    completeness_gap: Float[Tensor, "layer batch"] | None = None
-
-    def total(self) -> Float[Tensor, "batch pos"]:
-        """Sum over layers."""
-        return self.values.sum(0)
-
-    def __repr__(self) -> str:
-        layer, batch, pos = self.values.shape
-        found = int(self.values.isfinite().any(0).sum())
-        return f"Attribution({self.method}: {layer} layers, {batch} sequences of {pos} positions, {found} tokens)"
 
 
 def attribute(
@@ -79,22 +69,28 @@ def attribute(
     batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    bank_means: StateMeans | None = None,
     **options: Any,
 ) -> Attribution:
     """Importance of every token at every layer, by one of these methods (`METHODS` has the options of each).
 
     - `attention`: sum over heads and queries of the pattern's column. `attention_relative`: that, divided by what the
       same queries would give under uniform attention and the model's own mask; 1 everywhere where it is uniform.
-      `attention_value`: each weight times the norm of what its head writes. `rollout`: attention through all blocks up
-      to this one, skip connections as half. `position`: one query only instead of all; `include_self=False` leaves out
-      what a token gives itself. Nothing is renormalised after leaving out.
+      `attention_value`: norm of what all heads together move from the token, summed over queries; `heads="apart"` sums
+      the norms of the single heads. `rollout`: attention through all blocks up to this one, skip connections as half.
+      `position`: one query only instead of all; `include_self=False` leaves out what a token gives itself. Nothing is
+      renormalised after leaving out.
     - `gradient`: |d target / d state|. `gradient_x_input`: its dot product with the state. One forward and one backward
       pass for all layers.
-    - `integrated_gradients`: along the path from `baseline` ("mean" of the usable states or "zero"), in `steps` points
-      (50); see `completeness_gap`, which stays large from "zero" in models whose norms have no bias.
+    - `integrated_gradients`: along the path from `baseline` ("mean" state or "zero"), in `steps` points (50 from
+      "mean", 256 from "zero"). See `Attribution.completeness_gap`: from "zero" it can be closed in models whose norms
+      have no bias only for the last few layers.
     - `attribution_patching`: gradient times (corrupted minus clean) state, for the token ids `corrupted`.
-    - `ablation`: rise of the sequence's summed next-token loss when the state becomes the mean of the usable ones;
-      `sample` tokens, or all: one forward pass for each token and layer.
+    - `ablation`: rise of the sequence's summed next-token loss when the state becomes the mean state; `sample` tokens,
+      or all: one forward pass for each token and layer.
+
+    The mean state is that of a fitted bank's usable tokens (`BasinScorer.fit`), else of the usable tokens of this call;
+    `settings["mean_of"]` says which.
 
     Args:
         target: of the gradients, "max_logit" (default), "next_token", a token id, or a callable from logits
@@ -103,11 +99,18 @@ def attribute(
             the default ("next_token": the sum over all positions).
         exclude_first: first real positions that get NaN; they also neither give attention nor count in a mean.
         batch_size: sequences in one pass; the numbers do not depend on it.
+        seed: chooses the sample of `ablation`.
+        bank_means: gives mean states from elsewhere.
 
-    Raises BasinsError for unknown methods, targets, options and positions, and where no attention pattern is formed.
+    Raises BasinsError for unknown methods, targets, options and positions, where no token is left, and where no
+    attention pattern is formed.
     """
     check_model(model)
     _check_options(method, options)
+    whole("exclude_first", exclude_first, 0, "it counts positions left out at the start of each sequence.")
+    whole("seed", seed, 0, "it chooses the sample of ablation.")
+    if batch_size is not None:
+        whole("batch_size", batch_size, 1, "it counts sequences; None plans it from memory.")
     wanted = check_layers(model, layers)
     ids = check_tokens(tokens, None)
     if ids is None:
@@ -115,10 +118,16 @@ def attribute(
     check_room(model, ids)
     mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
     usable = mask.bool() & (mask.cumsum(1) > exclude_first)
+    if not bool(usable.any()):
+        raise BasinsError(
+            f"exclude_first={exclude_first} leaves no token: the longest sequence has {int(mask.sum(1).max())}. Pass a "
+            "smaller number or longer sequences."
+        )
     size = batch_size or plan_batch(model, ids.shape[1])
     passes = Passes(model, ids, mask, usable, wanted, size, dtype)
     with as_found(model):
-        values, gap, said = _measure(passes, method, options, seed)
+        found = _measure(passes, method, options, seed, bank_means)
+    values = found.values.masked_fill(~usable, float("nan"))
     bad = 0 if method in MAY_BE_NAN else int((~values.isfinite() & usable).sum())
     if bad:
         raise BasinsError(
@@ -131,15 +140,20 @@ def attribute(
         "batch_size": batch_size,
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
+        "left_out_first": int(mask.sum() - usable.sum()),
         "padding": int((mask == 0).sum()),
+        "real_positions": real_positions(mask),
         "model": model_name(model),
         "model_dtype": str(block_dtype(model, 0)).removeprefix("torch."),
         "model_fingerprint": fingerprint(model),
+        "n_layers": n_layers(model),
+        "d_model": int(model.cfg.d_model),
         "weight_processing": weight_processing(model),
+        "device": str(block_device(model, 0)),
         "versions": versions(),
     }
-    values = values.masked_fill(~usable, float("nan"))
-    return Attribution(values, method, wanted, ids, token_strings(model, ids), settings | said, gap)
+    strings = token_strings(model, ids)
+    return Attribution(values, method, wanted, ids, strings, settings | found.said, found.gap, found.change)
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
@@ -153,18 +167,27 @@ def _check_options(method: str, options: dict[str, Any]) -> None:
             )
 
 
-def _measure(
-    passes: Passes, method: str, options: dict[str, Any], seed: int
-) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-    """Values, completeness gap, and the options as they were understood."""
+@dataclass(frozen=True)
+class _Found:
+    """Values, and the options as they were understood; the rest of integrated gradients only."""
+
+    values: Float[Tensor, "layer batch pos"]
+    said: dict[str, Any]
+    gap: Float[Tensor, "layer batch"] | None = None
+    change: Float[Tensor, "layer batch"] | None = None
+
+
+def _measure(passes: Passes, method: str, options: dict[str, Any], seed: int, bank_means: StateMeans | None) -> _Found:
     if method == "ablation":
         sample = options.get("sample")
         if sample is not None:
             whole("sample", sample, 1, "it counts tokens; None ablates all of them.")
-        return ablation(passes, state_means(passes), sample, seed), None, {"sample": sample}
-    position = options.get("position")
+            sample = int(sample)
+        means, whose = _means(passes, bank_means)
+        return _Found(ablation(passes, means, sample, seed), {"sample": sample, "mean_of": whose})
     if "target" not in METHODS[method]:
-        return _from_attention(passes, method, position, options.get("include_self", True))
+        return _from_attention(passes, method, options)
+    position = options.get("position")
     d_vocab = int(passes.model.cfg.d_vocab)
     target = make_target(options.get("target", "max_logit"), position, passes.tokens, passes.mask, d_vocab)
     said: dict[str, Any] = {"target": target.name, "position": _plain(position)}
@@ -176,21 +199,27 @@ def _measure(
                 "states are patched in."
             )
         check_room(passes.model, corrupted)
-        return attribution_patching(passes, target, corrupted), None, said
+        return _Found(attribution_patching(passes, target, corrupted), said)
     if method == "integrated_gradients":
-        baseline, steps = choose("baseline", options.get("baseline", "mean"), BASELINES), options.get("steps", 50)
+        baseline = choose("baseline", options.get("baseline", "mean"), BASELINES)
+        steps = STEPS[baseline] if options.get("steps") is None else options["steps"]
         whole("steps", steps, 1, "it counts points on the path from the baseline.")
-        means = state_means(passes)
-        if baseline == "zero":
-            means = {layer: torch.zeros_like(mean) for layer, mean in means.items()}
-        values, gap = integrated_gradients(passes, target, means, int(steps), baseline)
-        return values, gap, said | {"baseline": baseline, "steps": int(steps)}
-    return gradient(passes, target, times_input=method == "gradient_x_input"), None, said
+        means, whose = _means(passes, bank_means) if baseline == "mean" else (None, None)
+        found = integrated_gradients(passes, target, means, int(steps))
+        said |= {"baseline": baseline, "steps": int(steps)}
+        said |= {"mean_of": whose} if found.lowest is None else {"lowest_scale": found.lowest.tolist()}
+        return _Found(found.values, said, found.gap, found.change)
+    return _Found(gradient(passes, target, times_input=method == "gradient_x_input"), said)
 
 
-def _from_attention(
-    passes: Passes, method: str, position: Any, include_self: Any
-) -> tuple[Tensor, None, dict[str, Any]]:
+def _means(passes: Passes, bank_means: StateMeans | None) -> tuple[dict[int, Tensor], str]:
+    if bank_means is not None:
+        return bank_means(passes.layers)
+    return state_means(passes), "the usable tokens of this call"
+
+
+def _from_attention(passes: Passes, method: str, options: dict[str, Any]) -> _Found:
+    position, include_self = options.get("position"), options.get("include_self", True)
     if not isinstance(include_self, bool):
         raise BasinsError(f"include_self={include_self!r} is not an option. Possible: True, False.")
     queries = passes.usable
@@ -199,11 +228,12 @@ def _from_attention(
         queries = torch.zeros_like(queries).scatter(1, at[:, None], True)
     said = {"position": _plain(position)}
     if method == "rollout":
-        return rollout(passes, queries), None, said
+        return _Found(rollout(passes, queries), said)
     said["include_self"] = include_self
     if method == "attention_value":
-        return attention_value(passes, queries, include_self), None, said
-    return attention(passes, queries, method == "attention_relative", include_self), None, said
+        heads = choose("heads", options.get("heads", "summed"), HEADS)
+        return _Found(attention_value(passes, queries, include_self, heads), said | {"heads": heads})
+    return _Found(attention(passes, queries, method == "attention_relative", include_self), said)
 
 
 def _plain(position: Any) -> Any:

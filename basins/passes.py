@@ -54,21 +54,47 @@ class Passes:
 
     def read(self, rows: Int[Tensor, "row"], names: Iterable[str], upto: int) -> dict[str, Tensor]:
         """What passes the named hook points of blocks 0 .. `upto` in one forward pass without gradients."""
-        names = list(names)
         found: dict[str, Tensor] = {}
+        self._look(rows, list(names), upto, found.__setitem__)
+        return found
 
-        def reader(name: str) -> Callable:
-            def read(value: Tensor, hook: Any) -> None:
-                found[name] = value.detach()
+    def visit(
+        self, names: Mapping[int, list[str]], take: Callable[[Int[Tensor, "row"], int, dict[str, Tensor]], None]
+    ) -> None:
+        """One forward pass for each micro-batch; `take(rows, layer, found)` gets what passes the named hook points.
 
-            return read
+        It is called layer by layer, during the pass, so that what was found of one layer need not outlive it.
+        """
+        layer_of = {name: layer for layer, wanted in names.items() for name in wanted}
+        for rows in self.chunks():
+            waiting: dict[int, dict[str, Tensor]] = {}
+
+            def keep(
+                name: str, value: Tensor, rows: Tensor = rows, waiting: dict[int, dict[str, Tensor]] = waiting
+            ) -> None:
+                layer = layer_of[name]
+                found = waiting.setdefault(layer, {})
+                found[name] = value
+                if len(found) == len(names[layer]):
+                    take(rows, layer, waiting.pop(layer))
+
+            self._look(rows, list(layer_of), max(names), keep)
+
+    def _look(self, rows: Int[Tensor, "row"], names: list[str], upto: int, keep: Callable[[str, Tensor], None]) -> None:
+        seen = set()
+
+        def looker(name: str) -> Callable:
+            def look(value: Tensor, hook: Any) -> None:
+                seen.add(name)
+                keep(name, value.detach())
+
+            return look
 
         self._need(name for name in names if name not in self.model.hook_dict)
         stop = upto + 1 if upto + 1 < n_layers(self.model) else None
         with torch.no_grad():
-            self.logits(rows, [(name, reader(name)) for name in names], stop)
-        self._need(name for name in names if name not in found)
-        return found
+            self.logits(rows, [(name, looker(name)) for name in names], stop)
+        self._need(name for name in names if name not in seen)
 
     def _need(self, missing: Iterable[str]) -> None:
         for name in missing:

@@ -57,7 +57,7 @@ def assemble(
         "unscored": int((usable & (ids[0, ..., 0] < 0)).sum()),
         "left_out_first": int(attention_mask.sum() - usable.sum()),
         "padding": int((attention_mask == 0).sum()),
-        "real_positions": _real_positions(attention_mask),
+        "real_positions": real_positions(attention_mask),
         "neighbor_search": {str(layer): m.neighbors.report for layer, m in measured.items()},
     }
     lookup = None
@@ -69,7 +69,7 @@ def assemble(
     return BasinScores.from_variances(*variances, eps=settings["eps"], settings=settings, lookup=lookup, **common)
 
 
-def _real_positions(attention_mask: Int[Tensor, "batch pos"]) -> list[list[int]]:
+def real_positions(attention_mask: Int[Tensor, "batch pos"]) -> list[list[int]]:
     """First and one-past-last real position of every row."""
     start = attention_mask.argmax(1)
     return torch.stack([start, start + attention_mask.sum(1)], 1).tolist()

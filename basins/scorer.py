@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +18,12 @@ from basins.activations import (
     check_tokens,
     embed_all_layers,
 )
-from basins.attribution import Attribution, attribute
+from basins.attributed import Attribution
+from basins.attribution import attribute
 from basins.block_calls import dummy_tokens
 from basins.corpus import TokenBatch, check_room, tokenize
 from basins.errors import BasinsError
+from basins.fitted_bank import FittedBank
 from basins.lens import as_found, block_dtype, check_layers, check_model, model_name
 from basins.neighbors import TokenTable, table_of
 from basins.progress import progress
@@ -32,15 +33,6 @@ from basins.selfcheck import SelfCheck
 from basins.settings import ScorerSettings
 from basins.sources import CacheSource, Source, SweepSource, plan_batch, record_chunks
 from basins.transition import Bank, measure_transition
-
-
-@dataclass(frozen=True)
-class FittedBank:
-    """A reference bank given to `fit`."""
-
-    states: States
-    table: TokenTable
-    about: dict[str, Any]
 
 
 class BasinScorer:
@@ -243,9 +235,13 @@ class BasinScorer:
         layers: int | Iterable[int] | None = None,
         **options: Any,
     ) -> Attribution:
-        """How much every token matters; methods and their options are those of `basins.attribution.attribute`."""
-        own = {name: getattr(self.settings, name) for name in ("exclude_first", "batch_size", "seed")} | options
-        return attribute(self.model, tokens, attention_mask, method=method, layers=layers, dtype=self.dtype, **own)
+        """How much every token matters; methods and their options are those of `basins.attribution.attribute`.
+
+        Mean states are the fitted bank's, where `fit` was called.
+        """
+        own = {name: getattr(self.settings, name) for name in ("exclude_first", "batch_size", "seed")}
+        own |= {"dtype": self.dtype, "bank_means": self._bank.means if self._bank is not None else None} | options
+        return attribute(self.model, tokens, attention_mask, method=method, layers=layers, **own)
 
     def _score(
         self,

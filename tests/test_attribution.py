@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, D_VOCAB, N_HEADS, N_LAYERS, tiny_hf_model, tiny_tokenizer
+from tiny_models import ARCHITECTURES, D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, tiny_hf_model, tiny_tokenizer
 
 from basins import BasinScorer, BasinsError
 
@@ -90,9 +90,24 @@ def test_uniform_attention_is_one_everywhere(name, options):
             assert values[:, left_out].isnan().all()
             if not options:
                 assert values[:, ~left_out].isfinite().all()
-    plain = BasinScorer(uniform_model("gpt2")).attribute(made_tokens(1, 60), method="attention").values[0, 0]
-    assert (plain.diff() < 0).all()
-    assert plain[0] > 100 * plain[-1]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_plain_attention_falls_with_the_position_by_itself(name, padding):
+    """Even attention gives a key the sum of 1 / (q + 1) over the queries from its own position on, in each head."""
+    length, width = 40, 40 if padding == "none" else 45
+    tokens, mask = made_tokens(2, width), torch.ones(2, width, dtype=torch.long)
+    start = width - length if padding == "left" else 0
+    mask[:, :start], mask[:, start + length :] = 0, 0
+    scorer = BasinScorer(uniform_model(name))
+    plain = scorer.attribute(tokens, mask, method="attention").values[:, :, start : start + length]
+    relative = scorer.attribute(tokens, mask, method="attention_relative").values[:, :, start : start + length]
+    expected = torch.tensor([N_HEADS * sum(1 / (q + 1) for q in range(k, length)) for k in range(length)])
+    torch.testing.assert_close(plain, expected.expand_as(plain), atol=1e-5, rtol=1e-5)
+    assert (plain.diff(dim=-1) < 0).all()
+    assert (plain[..., 0] > 100 * plain[..., -1]).all()
+    torch.testing.assert_close(relative, torch.ones_like(relative), atol=1e-6, rtol=0)
 
 
 def test_self_attention_and_first_positions_are_left_out(tiny):
@@ -127,11 +142,14 @@ def test_rollout_agrees_with_numpy(tiny, untouched, name, position):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "falcon", "qwen3"])
-def test_attention_value_weighs_by_what_each_head_writes(tiny, untouched, name):
+@pytest.mark.parametrize("heads", ["summed", "apart"])
+def test_attention_value_is_the_norm_of_what_moves_from_key_to_query(tiny, untouched, monkeypatch, name, heads):
+    monkeypatch.setattr("basins.attention_importance.FLOATS_AT_ONCE", 5 * N_HEADS * D_MODEL)  # five keys at a time
     model, tokens = tiny(name), made_tokens()
     mask = right_padded(tokens, (9, 6, 4))
     with untouched(model):
-        found = BasinScorer(model).attribute(tokens, mask, method="attention_value", layers=1).values[0]
+        found = BasinScorer(model).attribute(tokens, mask, method="attention_value", layers=1, heads=heads)
+    assert found.settings["heads"] == heads
     pattern, value = (cached(model, tokens, mask, 1, what) for what in ("attn.hook_pattern", "attn.hook_v"))
     z = cached(model, tokens, mask, 1, "attn.hook_z").reshape(3, 9, N_HEADS, 8)
     w_o = model.blocks[1].attn.W_O.detach().double().numpy()
@@ -142,9 +160,37 @@ def test_attention_value_weighs_by_what_each_head_writes(tiny, untouched, name):
             mixed = pattern[row, h, :length] @ value[row, :, h // shared]
             np.testing.assert_allclose(mixed, z[row, :length, h], atol=1e-5)
         for key in range(length):
-            written = [np.linalg.norm(value[row, key, h // shared] @ w_o[h]) for h in range(N_HEADS)]
-            expected = sum(pattern[row, h, q, key] * written[h] for h in range(N_HEADS) for q in range(length))
-            assert float(found[row, key]) == pytest.approx(expected, rel=1e-4)
+            written = [value[row, key, h // shared] @ w_o[h] for h in range(N_HEADS)]
+            expected = 0.0
+            for q in range(length):
+                moved = [pattern[row, h, q, key] * written[h] for h in range(N_HEADS)]
+                norms = [np.linalg.norm(vector) for vector in moved]
+                expected += np.linalg.norm(sum(moved)) if heads == "summed" else sum(norms)
+            assert float(found.values[0, row, key]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_heads_that_cancel_move_nothing(tiny):
+    """All heads attend and read alike, and two write the opposite of the other two."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    hf_model = tiny_hf_model("gpt2")
+    with torch.no_grad():
+        for block in hf_model.transformer.h:
+            attention = block.attn
+            for weight in (attention.c_attn.weight, attention.c_attn.bias):
+                heads = weight.view(*weight.shape[:-1], 3, N_HEADS, -1)
+                heads.copy_(heads[..., :1, :].clone().expand_as(heads))
+            heads = attention.c_proj.weight.view(N_HEADS, -1, D_MODEL)
+            heads.copy_(heads[:1].clone() * torch.tensor([1.0, -1, 1, -1])[:, None, None])
+    model = TransformerBridge.boot_transformers(
+        "tiny/gpt2", hf_model=hf_model, dtype=torch.float32, device="cpu", tokenizer=tiny_tokenizer()
+    )
+    summed, apart = (
+        BasinScorer(model).attribute(made_tokens(), method="attention_value", heads=heads).values
+        for heads in ("summed", "apart")
+    )
+    assert (apart > 0.1).all()
+    assert (summed < 1e-6 * apart).all()
 
 
 @pytest.mark.parametrize("method", [*ATTENTION, *GRADIENT, "ablation"])
@@ -186,7 +232,7 @@ def test_layers_align_and_half_precision_works(tiny, untouched, method, dtype):
     assert every.values.isfinite().all()
     assert some.layers == (1, 2)
     torch.testing.assert_close(some.values, every.values[1:], atol=1e-4, rtol=1e-3)
-    assert repr(some) == f"Attribution({method}: 2 layers, 2 sequences of 6 positions, 12 tokens)"
+    assert str(some).startswith(f"Attribution: {method}, 12 of 12 tokens in 2 sequences, 2 of 3 layers")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +256,11 @@ def test_layers_align_and_half_precision_works(tiny, untouched, method, dtype):
         ({"method": "integrated_gradients", "baseline": "max"}, "baseline='max' is not an option. Possible: 'mean', "),
         ({"method": "integrated_gradients", "steps": 0}, "steps=0 is too small: it must be at least 1"),
         ({"method": "ablation", "sample": 0}, "sample=0 is too small: it must be at least 1"),
+        ({"method": "attention", "heads": "apart"}, "heads means nothing to method='attention', which takes position,"),
+        ({"method": "attention_value", "heads": "all"}, "heads='all' is not an option. Possible: 'summed', 'apart'."),
+        ({"method": "attention", "exclude_first": 9}, "exclude_first=9 leaves no token: the longest sequence has 9."),
+        ({"method": "attention", "exclude_first": -1}, "exclude_first=-1 is too small: it must be at least 0"),
+        ({"method": "attention", "batch_size": 0}, "batch_size=0 is too small: it must be at least 1"),
         ({"method": "gradient", "layers": 3}, "layer=3 is out of range: this model has 3 blocks, numbered 0 to 2."),
     ],
 )

@@ -18,10 +18,11 @@ ROWS = [
     ["errors", "settings", "progress", "folders"],
     ["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
     ["activations", "neighbors", "indexes", "rerun", "hooked_transformer", "patching", "selfcheck", "distinct"],
-    ["scores"],
+    ["scores", "attributed", "fitted_bank"],
     [
         *["scorer", "transition", "sources", "results", "attribution", "stats"],
         *["passes", "targets", "attention_importance", "gradient_importance", "integrated_gradients", "ablation"],
+        *["path_points"],
         # What a model predicts, and what experiments ask of it.
         *["losses", "state_norms"],
     ],
@@ -54,6 +55,7 @@ WITHIN_A_ROW = {
     ("gradient_importance", "targets"),
     ("attention_importance", "passes"),
     ("integrated_gradients", "passes"),
+    ("integrated_gradients", "path_points"),
     ("integrated_gradients", "targets"),
     ("ablation", "passes"),
     ("ablation", "targets"),
