@@ -16,9 +16,9 @@ from torch import Tensor
 
 # Scales of the states at which the target is looked at, to see how far down it still changes. Smaller ones would leave
 # float32: gradients there are of the size of 1 / scale.
-PROBES = 10.0 ** -np.arange(0, 33, 2)
+PROBES = 10.0 ** -np.arange(33)
 # Below this share of the largest change the target counts as unchanged; the rest is extrapolated along a straight line.
-UNCHANGED = 1e-4
+UNCHANGED = 2e-4
 # sigmoid(s + exp(s)) is 1 - 3e-8 here.
 TOP = 2.7
 

@@ -1,4 +1,4 @@
-"""Gradients against finite differences, integrated gradients against their sum, patching and ablation by hand."""
+"""Gradients against finite differences, attribution patching and ablation by hand."""
 
 from __future__ import annotations
 
@@ -152,54 +152,6 @@ def test_one_forward_and_one_backward_pass_whatever_the_layers(tiny):
             assert len(calls) == 2, method
     finally:
         handle.remove()
-
-
-@pytest.mark.parametrize(
-    ("name", "baseline"), [("gpt2", "mean"), ("llama", "mean"), ("gpt2", "zero"), ("llama", "zero")]
-)
-def test_integrated_gradients_sum_to_the_change_of_the_target(tiny, untouched, name, baseline):
-    model, tokens = tiny(name, torch.float64), made_tokens(2, 6)
-    mask = torch.ones_like(tokens)
-    mask[1, 4:] = 0
-    with untouched(model):
-        found = BasinScorer(model).attribute(
-            tokens, mask, method="integrated_gradients", target="next_token", baseline=baseline, steps=256
-        )
-    passes = Passes(model, tokens, mask, mask.bool(), tuple(range(N_LAYERS)), 8, torch.float64)
-    states, gap = passes.states(torch.arange(2), passes.layers), found.completeness_gap
-    assert gap is not None
-    aim = make_target("next_token", None, tokens, mask, 64)
-    clean = passes.outcome(torch.arange(2), aim)
-    for layer in range(N_LAYERS):
-        real = states[layer][mask.bool()]
-        start = states[layer].clone()
-        start[mask.bool()] = real.mean(0) if baseline == "mean" else torch.zeros_like(real[0])
-        gained = clean - passes.outcome(torch.arange(2), aim, {layer: start})
-        summed = found.values[layer].nansum(-1)
-        torch.testing.assert_close(gap[layer], summed - gained, atol=1e-6, rtol=1e-6)
-        # Without biases each norm of a zero state multiplies its neighbourhood by 1,000: gaps up to 28% were seen here.
-        if (name, baseline) != ("llama", "zero"):
-            assert (gap[layer].abs() < 0.01 * gained.abs()).all(), (layer, gap, gained)
-
-
-def test_integrated_gradients_agree_with_captum(tiny):
-    captum = pytest.importorskip("captum.attr")
-    model, tokens = tiny("gpt2", torch.float64), made_tokens(1)
-    found = BasinScorer(model).attribute(tokens, method="integrated_gradients", target=7, steps=64).values
-    states = passes_of(model, tokens).states(torch.tensor([0]), range(N_LAYERS))
-    for layer in range(N_LAYERS):
-
-        def outcome(start: torch.Tensor, layer: int = layer) -> torch.Tensor:
-            hooks = [(resid_pre(layer), lambda value, hook: start)]
-            many = tokens.expand(len(start), -1)
-            logits = model.run_with_hooks(
-                many, fwd_hooks=hooks, return_type="logits", attention_mask=torch.ones_like(many)
-            )
-            return logits[:, -1, 7]
-
-        baseline = states[layer].mean(1, keepdim=True).expand_as(states[layer])
-        expected = captum.IntegratedGradients(outcome).attribute(states[layer], baseline, n_steps=64).sum(-1)
-        torch.testing.assert_close(found[layer], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_attribution_patching_is_the_first_order_of_patching(tiny, untouched):
