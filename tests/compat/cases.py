@@ -15,6 +15,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cosine": {"k": 6, "metric": "cosine", "normalize": True, "include_self": True},
     "lookup": {"k": 5, "method": "lookup"},
 }
+ATTRIBUTIONS: dict[str, dict[str, Any]] = {
+    "attention": {},
+    "attention_relative": {"include_self": False},
+    "attention_value": {},
+    "rollout": {},
+    "gradient": {"target": "next_token"},
+    "gradient_x_input": {"target": 7},
+    "integrated_gradients": {"steps": 20, "target": "next_token"},
+    "attribution_patching": {"corrupted": True},
+    "ablation": {"sample": 12},
+}
 SCORES = ["values", "relative", "update", "var_in", "var_out", "var_update", "neighbor_distances"]
 
 
@@ -36,3 +47,14 @@ def score(model: Any, settings: dict[str, Any]) -> Any:
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, attention_mask=attention_mask)
     return BasinScorer(model, **settings).score(cache, tokens=tokens, attention_mask=attention_mask)
+
+
+def attribute(model: Any, method: str) -> Any:
+    """Attribution of `batch()` by one method."""
+    from basins import BasinScorer
+
+    tokens, attention_mask = batch()
+    options = dict(ATTRIBUTIONS[method])
+    if options.get("corrupted"):
+        options["corrupted"] = tokens.mul(7).remainder(60) + 4
+    return BasinScorer(model, exclude_first=1).attribute(tokens, attention_mask, method=method, **options)

@@ -13,7 +13,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cases import MODELS, SETTINGS, TINY, score
+from cases import ATTRIBUTIONS, MODELS, SETTINGS, TINY, attribute, score
 from safetensors.torch import save_file
 from tiny_models import tiny_hf_model, tiny_model
 
@@ -31,6 +31,8 @@ def main(folder: Path) -> None:
         model = tiny_model(name) if name in TINY else basins.load_model(name)
         for title, settings in SETTINGS.items():
             score(model, settings).save(folder / f"{name}-{title}")
+        for method in ATTRIBUTIONS:
+            attribute(model, method).save(folder / f"{name}-{method}")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import MODELS, SCORES, SETTINGS, TINY, score
+from cases import ATTRIBUTIONS, MODELS, SCORES, SETTINGS, TINY, attribute, score
 from safetensors.torch import load_file
 
 import basins
-from basins import BasinScores
+from basins import Attribution, BasinScores
 
 pytestmark = pytest.mark.compat
 
@@ -77,3 +77,19 @@ def test_same_scores_as_the_bridge(name, title, models, reference, untouched):
             torch.testing.assert_close(
                 getattr(actual.lookup, field), getattr(expected.lookup, field), rtol=1e-4, atol=1e-4, equal_nan=True
             )
+
+
+@pytest.mark.parametrize("method", ATTRIBUTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_same_attributions_as_the_bridge(name, method, models, reference, untouched):
+    expected = Attribution.load(reference / f"{name}-{method}")
+    with untouched(models[name]):
+        actual = attribute(models[name], method)
+    assert actual.layers == expected.layers
+    # Products and differences of states lose digits where they cancel: the scale is that of the layer's largest value.
+    size = expected.values.abs().nan_to_num(0).amax((1, 2), keepdim=True)
+    torch.testing.assert_close(actual.values / size, expected.values / size, rtol=0, atol=1e-4, equal_nan=True)
+    for field in ("completeness_gap", "target_change"):
+        assert (getattr(actual, field) is None) == (getattr(expected, field) is None)
+    if expected.target_change is not None:
+        torch.testing.assert_close(actual.target_change, expected.target_change, rtol=1e-3, atol=1e-3)
