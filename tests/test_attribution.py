@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, tiny_hf_model, tiny_tokenizer
+from tiny_models import ARCHITECTURES, D_VOCAB, N_HEADS, N_LAYERS, tiny_hf_model, tiny_tokenizer
 
 from basins import BasinScorer, BasinsError
 
@@ -141,58 +141,6 @@ def test_rollout_agrees_with_numpy(tiny, untouched, name, position):
                 assert values[length:].isnan().all()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "falcon", "qwen3"])
-@pytest.mark.parametrize("heads", ["summed", "apart"])
-def test_attention_value_is_the_norm_of_what_moves_from_key_to_query(tiny, untouched, monkeypatch, name, heads):
-    monkeypatch.setattr("basins.attention_importance.FLOATS_AT_ONCE", 5 * N_HEADS * D_MODEL)  # five keys at a time
-    model, tokens = tiny(name), made_tokens()
-    mask = right_padded(tokens, (9, 6, 4))
-    with untouched(model):
-        found = BasinScorer(model).attribute(tokens, mask, method="attention_value", layers=1, heads=heads)
-    assert found.settings["heads"] == heads
-    pattern, value = (cached(model, tokens, mask, 1, what) for what in ("attn.hook_pattern", "attn.hook_v"))
-    z = cached(model, tokens, mask, 1, "attn.hook_z").reshape(3, 9, N_HEADS, 8)
-    w_o = model.blocks[1].attn.W_O.detach().double().numpy()
-    value = value.reshape(3, 9, -1, 8)
-    shared = N_HEADS // value.shape[2]
-    for row, length in enumerate((9, 6, 4)):
-        for h in range(N_HEADS):
-            mixed = pattern[row, h, :length] @ value[row, :, h // shared]
-            np.testing.assert_allclose(mixed, z[row, :length, h], atol=1e-5)
-        for key in range(length):
-            written = [value[row, key, h // shared] @ w_o[h] for h in range(N_HEADS)]
-            expected = 0.0
-            for q in range(length):
-                moved = [pattern[row, h, q, key] * written[h] for h in range(N_HEADS)]
-                norms = [np.linalg.norm(vector) for vector in moved]
-                expected += np.linalg.norm(sum(moved)) if heads == "summed" else sum(norms)
-            assert float(found.values[0, row, key]) == pytest.approx(expected, rel=1e-4)
-
-
-def test_heads_that_cancel_move_nothing(tiny):
-    """All heads attend and read alike, and two write the opposite of the other two."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    hf_model = tiny_hf_model("gpt2")
-    with torch.no_grad():
-        for block in hf_model.transformer.h:
-            attention = block.attn
-            for weight in (attention.c_attn.weight, attention.c_attn.bias):
-                heads = weight.view(*weight.shape[:-1], 3, N_HEADS, -1)
-                heads.copy_(heads[..., :1, :].clone().expand_as(heads))
-            heads = attention.c_proj.weight.view(N_HEADS, -1, D_MODEL)
-            heads.copy_(heads[:1].clone() * torch.tensor([1.0, -1, 1, -1])[:, None, None])
-    model = TransformerBridge.boot_transformers(
-        "tiny/gpt2", hf_model=hf_model, dtype=torch.float32, device="cpu", tokenizer=tiny_tokenizer()
-    )
-    summed, apart = (
-        BasinScorer(model).attribute(made_tokens(), method="attention_value", heads=heads).values
-        for heads in ("summed", "apart")
-    )
-    assert (apart > 0.1).all()
-    assert (summed < 1e-6 * apart).all()
-
-
 @pytest.mark.parametrize("method", [*ATTENTION, *GRADIENT, "ablation"])
 def test_micro_batches_and_padding_change_nothing(tiny, untouched, method):
     model, tokens = tiny("llama", torch.float64), made_tokens(5)
@@ -233,6 +181,33 @@ def test_layers_align_and_half_precision_works(tiny, untouched, method, dtype):
     assert some.layers == (1, 2)
     torch.testing.assert_close(some.values, every.values[1:], atol=1e-4, rtol=1e-3)
     assert str(some).startswith(f"Attribution: {method}, 12 of 12 tokens in 2 sequences, 2 of 3 layers")
+
+
+@pytest.mark.parametrize("method", [*ATTENTION, *GRADIENT, "ablation"])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_bfloat16_gives_nearly_the_same_and_leaves_gradients_alone(tiny, untouched, name, method):
+    """Gradients that the user has already are neither filled up nor dropped."""
+    model, tokens = tiny(name, torch.bfloat16), made_tokens(3, 6)
+    mask = right_padded(tokens, (6, 4, 5))
+    options = options_of(method, tokens) | ({"target": 7} if method in GRADIENT else {})
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert parameters
+    for parameter in parameters[::2]:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        with untouched(model):
+            found = BasinScorer(model, batch_size=2).attribute(tokens, mask, method=method, **options).values
+        assert all((parameter.grad == 1).all() for parameter in parameters[::2])
+        assert all(parameter.grad is None for parameter in parameters[1::2])
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+    expected = BasinScorer(tiny(name)).attribute(tokens, mask, method=method, **options).values
+    real = mask.bool()
+    assert found.dtype == torch.float32
+    assert torch.equal(found.isnan(), expected.isnan())
+    for one, other in zip(found[:, real], expected[:, real], strict=True):
+        assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.95
 
 
 @pytest.mark.parametrize(
