@@ -12,7 +12,11 @@ from basins.targets import Target
 
 
 def gradient(passes: Passes, target: Target, times_input: bool) -> Float[Tensor, "layer batch pos"]:
-    """|d target / d x| for each state x, or with `times_input` the dot product of that gradient with x."""
+    """|d target / d x| for each state x, or with `times_input` the dot product of that gradient with x.
+
+    A norm layer is scale-free (but for its epsilon), so through it no gradient has a part along x: of a token that acts
+    on the target only through attention, which reads behind a norm, the dot product is close to 0 whatever it causes.
+    """
     values = passes.blank()
     for rows in passes.chunks():
         states, slopes = passes.gradients(rows, target, passes.layers)
