@@ -126,12 +126,12 @@ def hook_fingerprint(model: Any) -> tuple:
     """Changes whenever a hook is added to or taken from any module: PyTorch never gives a hook's number twice."""
     return tuple(
         (place, tuple(module._forward_pre_hooks), tuple(module._forward_hooks))
-        for place, module in enumerate(_all_modules(model))
+        for place, module in enumerate(all_modules(model))
         if module._forward_pre_hooks or module._forward_hooks
     )
 
 
-def _all_modules(model: Any) -> list[nn.Module]:
+def all_modules(model: Any) -> list[nn.Module]:
     """A bridge keeps the wrapped transformers model outside its own module tree."""
     wrapped = getattr(model, "original_model", None)
     roots = [model, *([wrapped] if isinstance(wrapped, nn.Module) else [])]
@@ -164,7 +164,7 @@ def fingerprint(model: Any) -> str:
 @contextmanager
 def as_found(model: nn.Module) -> Iterator[None]:
     """No gradients and evaluation mode inside; afterwards, also after an exception, all modes are as they were."""
-    modes = [(module, module.training) for module in _all_modules(model)]
+    modes = [(module, module.training) for module in all_modules(model)]
     try:
         with torch.no_grad():
             if any(training for _, training in modes):

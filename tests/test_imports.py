@@ -25,6 +25,7 @@ ROWS = [
         *["path_points"],
         # What a model predicts, and what experiments ask of it.
         *["losses", "state_norms"],
+        *["continuation", "kv_cache", "labels"],
     ],
     ["experiments"],
     ["plots", "tables", "tokens_view", "runs", "experiment_runs", "importance_plots", "importance_view"],
