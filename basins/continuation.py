@@ -171,10 +171,13 @@ def _decode(
 
 
 def _tolerance(model: Any, logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row"]:
-    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, block_dtype(model, 0)))
+    # A float64 model too computes norms and rotary angles in float32.
+    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, block_dtype(model, 0), torch.float32))
     largest = logits.double().masked_fill(logits.isinf(), 0).abs().amax(-1)
     if bool(largest.isnan().any()):
-        raise BasinsError("the model's logits hold NaN. Are its weights finite? In float16 sums may overflow: use float32.")
+        raise BasinsError(
+            "the model's logits hold NaN. Are its weights finite? In float16 sums may overflow: use float32."
+        )
     return largest * eps * (NEAR_TIE if eps < 1e-5 else NEAR_TIE_IN_HALF)
 
 
@@ -190,7 +193,9 @@ def _check(model: Any, prompt: Int[Tensor, "pos"], new: Int[Tensor, "new"], last
     short = logits.amax(-1) - logits.gather(-1, new.to(logits.device)[:, None])[:, 0]
     wrong = (short.double() > tolerance).nonzero()[:, 0].tolist()
     if wrong:
-        raise _CacheDisagrees(f"with its cache the model chooses another token at {wrong[0]} of {len(new)} than without")
+        raise _CacheDisagrees(
+            f"with its cache the model chooses another token at {wrong[0]} of {len(new)} than without"
+        )
     off = (logits[-1] - last).double().nan_to_num(0).abs().max()
     if bool(off > LOGITS_OFF * tolerance[-1]):
         raise _CacheDisagrees(f"with its cache the model's logits differ by {float(off):.3g}")

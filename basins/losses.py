@@ -90,7 +90,9 @@ def next_tokens(
     nothing = torch.full(ids.shape, float("nan"))
     loss = found.get("loss", nothing)
     if bool(loss[predicted].isnan().any()):
-        raise BasinsError("the model's logits hold NaN. Are its weights finite? In float16 sums may overflow: use float32.")
+        raise BasinsError(
+            "the model's logits hold NaN. Are its weights finite? In float16 sums may overflow: use float32."
+        )
     return NextToken(
         loss,
         predicted & (found.get("hit", nothing) == 1),
@@ -99,9 +101,7 @@ def next_tokens(
     )
 
 
-def _parts(
-    model: Any, mask: Int[Tensor, "batch pos"], batch_size: int | None
-) -> Iterator[tuple[slice, slice]]:
+def _parts(model: Any, mask: Int[Tensor, "batch pos"], batch_size: int | None) -> Iterator[tuple[slice, slice]]:
     """Rows that go together, and the columns in which any of them has a real token."""
     size = batch_size or min(plan_batch(model, mask.shape[1]), _rows_of_logits(model, mask.shape[1]))
     for start in range(0, len(mask), size):
