@@ -37,7 +37,7 @@ def recomputed(model: Any) -> Steps:
 
 @contextmanager
 def cached(model: Any, batch: int) -> Iterator[Steps]:
-    """Every step runs the model on the new tokens only. Whether that works for this model is for the caller to check."""
+    """Every step runs the model on the new tokens only. Whether that works for a model is for the caller to check."""
     step = _bridge_step(model) if hasattr(model, "adapter") else _hooked_step(model, batch)
     seen = 0
 

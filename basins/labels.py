@@ -1,8 +1,8 @@
 """Memorised or not: three kinds of labels for token rows, each from what the model says after the rows' own prompts.
 
-Small pretrained models recite almost nothing freely, because one early miss derails the rest. So the greedy continuation
-of the prompt (`free`) stands beside what the model says token by token when the true text goes on (`forced`, `run`), and
-all three are always reported.
+Small pretrained models recite almost nothing freely, because one early miss derails the rest. So the greedy
+continuation of the prompt (`free`) stands beside what the model says token by token when the true text goes on
+(`forced`, `run`), and all three are always reported.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class MemorizationLabels:
     `greedy`: the model's greedy continuation of the prompt, at those positions; -1 elsewhere.
     `forced_hits`: where the true token is the model's first choice given the true tokens before it.
     `free_match`: share of the n positions at which the greedy continuation is the text.
-    `free_edit`: (n - d) / n with d the Levenshtein distance of the two: one early insertion costs 2 / n, not nearly all.
+    `free_edit`: (n - d) / n, d the Levenshtein distance of the two: one early insertion costs 2 / n, not nearly all.
     `exact_prefix`: tokens until the first difference. `exact`: 1 where that is all n.
     `forced_match`: share of `forced_hits`. `forced_run`: their longest run, in tokens.
-    `free`: 1 where `free_edit` (or `free_match`, see `settings["free_by"]`) exceeds the threshold, else 0; `forced`: the
-    same of `forced_match`; `run`: 1 where `forced_run` reaches `settings["run_length"]`.
+    `free`: 1 where `free_edit` (or `free_match`, see `settings["free_by"]`) exceeds the threshold, else 0; `forced`:
+    the same of `forced_match`; `run`: 1 where `forced_run` reaches `settings["run_length"]`.
     `excluded`: why a row has no labels, None where it has. All of an excluded row's numbers are NaN: a text too short
     to tell is not one that was not memorised.
     """
@@ -123,9 +123,9 @@ def label(
     """Label the same token rows that are scored: `batch.tokens`, `batch.attention_mask` of a `TokenBatch`.
 
     A row's prompt is the first `prompt_fraction` of its text, rounded down, or its first `prompt_length` tokens, the
-    same for all rows; its continuation is the rest. A BOS token in front goes with the prompt and is no text. Rows whose
-    continuation is shorter than `min_continuation` (None: `run_length`, so that every row could have such a run) or
-    whose prompt is empty are excluded. A label needs more than `threshold`: a share of exactly 0.8 is not memorised.
+    same for all rows; its continuation is the rest. A BOS token in front goes with the prompt and is no text. Rows
+    whose continuation is shorter than `min_continuation` (None: `run_length`, so that every row could have such a run)
+    or whose prompt is empty are excluded. A label needs more than `threshold`: a share of exactly 0.8 is not memorised.
 
     The model is run on each row's real tokens; `batch_size` (rows at a time) changes nothing but time and memory. Needs
     rapidfuzz. Raises BasinsError for settings that are not possible and tokens that the model has no room for.

@@ -1,4 +1,4 @@
-"""Labels of memorisation: against one-at-a-time greedy decoding, oracles in loops, and the doses of the pocket models."""
+"""Labels: against one-at-a-time greedy decoding, oracles in loops, and the doses of the pocket models."""
 
 from __future__ import annotations
 
