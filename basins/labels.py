@@ -150,6 +150,7 @@ def label(
             "run, and would be labelled not memorised. Pass a smaller run_length too."
         )
     choose("free_by", free_by, FREE_BY)
+    edit_distance([], [])  # a missing package is reported before the model runs
 
     begins, ends = mask.argmax(1), mask.argmax(1) + mask.sum(1)
     text = begins + _has_bos(model, ids, begins)

@@ -92,6 +92,7 @@ WITHIN_A_ROW = {
 POCKET_USERS = {"models", "corpus", "texts", "demo", "doctor", "cli"}
 
 HEAVY = ["faiss", "matplotlib", "circuitsvis", "datasets", "nltk", "ray", "sklearn", "scipy", "statsmodels", "wandb"]
+HEAVY.append("rapidfuzz")
 # It loads datasets and wandb, and version 4 has no HookedTransformer to import.
 HEAVY.append("transformer_lens")
 

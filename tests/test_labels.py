@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tiny_models import tiny_model
 
 import basins
 from basins import BasinsError, labels
+from basins.errors import MissingExtra
 from basins.labels import edit_distance, label, longest_run
 
 pytest.importorskip("rapidfuzz", reason='needs: pip install "compression-basins[experiments]"')
@@ -203,3 +206,10 @@ def test_prompt_windows_and_the_bos_token(bos):
 def test_bad_settings(settings, message):
     with pytest.raises(BasinsError, match=message):
         label(tiny_model("gpt2"), texts()[0][None], **settings)
+
+
+def test_a_missing_package_is_named_before_the_model_runs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
+    monkeypatch.setattr(labels, "continue_greedily", None)
+    with pytest.raises(MissingExtra, match=r"rapidfuzz is not installed.*experiments"):
+        label(tiny_model("gpt2"), texts()[0][None])
