@@ -189,7 +189,8 @@ def wide(*frames: pd.DataFrame) -> pd.DataFrame:
         first = rows[twice].iloc[0]
         raise BasinsError(f"{first['name']} of sequence {first['sequence']} stands twice. Pass each table once.")
     order = list(dict.fromkeys(rows["name"]))
-    return rows.pivot(index="sequence", columns="name", values="value").reindex(columns=order)
+    matrix = rows.pivot_table(values="value", index="sequence", columns="name", dropna=False)
+    return pd.DataFrame(matrix, columns=pd.Index(order, name="name"))
 
 
 def _where(where: Tensor | None, real: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:

@@ -122,7 +122,11 @@ def test_other_shapes_are_refused():
 
 @pytest.mark.slow
 def test_shuffled_labels_give_differences_around_zero_at_the_nominal_rate():
-    """100 experiments of 60 sequences (3 baselines, 5 columns of compression, all of them noise), tests at 0.05."""
+    """100 experiments of 60 sequences (3 baselines, 5 columns of compression, all of them noise), tests at 0.05.
+
+    Seen: mean difference -0.0025; p < 0.05 in 0.01 of the differences and 0.01 of the areas, and in 0.12 of the areas
+    where the bootstrap keeps the fitted scores fixed. The test is careful rather than exact.
+    """
     gaps, wrong, wrong_area, held_fixed = [], 0, 0, 0
     for number in range(100):
         labels, baselines, compression = made(60, 0.0, 0.0, seed=number, extra=4)
@@ -140,7 +144,7 @@ def test_shuffled_labels_give_differences_around_zero_at_the_nominal_rate():
 
 @pytest.mark.slow
 def test_intervals_of_a_planted_effect_cover():
-    """60 experiments of 200 sequences with a difference of 0.081: at least 51 intervals of 95% hold it."""
+    """60 experiments of 200 sequences with a difference of 0.081: seen, 58 of the 95% intervals hold it."""
     truth, held = true_difference(1.0, 1.0), 0
     for number in range(60):
         labels, baselines, compression = made(200, 1.0, seed=number)
