@@ -14,13 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from basins.activations import check_mask, check_tokens
-from basins.corpus import check_room
 from basins.dimension import local_mle, log_ratios, pooled_two_nn
 from basins.errors import BasinsError
-from basins.lens import as_found, check_layers, resid_pre, run
 from basins.scores import LEAST_DISTINCT, BasinScores
-from basins.sources import plan_batch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,40 +101,6 @@ def _dimensions(
 def _euclidean(distances: Tensor, settings: dict[str, Any]) -> Tensor:
     """Chords on the unit sphere in place of cosine distances, which grow with their square."""
     return (2 * distances.double()).sqrt() if settings.get("metric") == "cosine" else distances
-
-
-def state_norms(
-    model: Any,
-    tokens: Int[Tensor, "batch pos"],
-    attention_mask: Int[Tensor, "batch pos"] | None = None,
-    layers: int | Iterable[int] | None = None,
-    batch_size: int | None = None,
-) -> Float[Tensor, "layer batch pos"]:
-    """Euclidean norm of the state entering each layer (`layers`: transitions, None for all); NaN at padding.
-
-    One forward pass in micro-batches; of each layer only the norms are kept, in float32 or better.
-    """
-    ids = check_tokens(tokens, None)
-    if ids is None:
-        raise BasinsError("tokens is None. Pass token ids, one row a sequence.")
-    check_room(model, ids)
-    mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
-    wanted = check_layers(model, layers)
-    norms = torch.full((len(wanted), *ids.shape), float("nan"), dtype=torch.float32)
-
-    def keeper(place: int, rows: Tensor) -> Any:
-        def keep(value: Tensor, hook: Any) -> None:
-            wide = value.detach() if value.dtype == torch.float64 else value.detach().float()
-            norms[place, rows] = wide.norm(dim=-1).to("cpu", norms.dtype)
-
-        return keep
-
-    stop = wanted[-1] + 1
-    with as_found(model):
-        for rows in torch.arange(len(ids)).split(batch_size or plan_batch(model, ids.shape[1])):
-            hooks = [(resid_pre(layer), keeper(place, rows)) for place, layer in enumerate(wanted)]
-            run(model, ids[rows], mask[rows], hooks, stop if stop < len(model.blocks) else None)
-    return norms.masked_fill(mask == 0, float("nan"))
 
 
 def norm_aggregates(

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basins.activations import check_mask
-from basins.lens import as_found
-from basins.passes import Passes
+from basins.activations import check_mask, check_tokens
+from basins.corpus import check_room
+from basins.errors import BasinsError
+from basins.lens import as_found, check_layers, resid_pre, run
 from basins.sources import plan_batch
 
 
 def state_norms(
     model: Any,
     tokens: Int[Tensor, "batch pos"],
-    attention_mask: Int[Tensor, "batch pos"] | None,
-    layers: tuple[int, ...],
+    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    layers: int | Iterable[int] | None = None,
     batch_size: int | None = None,
 ) -> Float[Tensor, "layer batch pos"]:
-    """L2 norm of the state entering each of `layers`; NaN at padding."""
-    mask = check_mask(attention_mask, (tokens.shape[0], tokens.shape[1]))
-    size = batch_size or plan_batch(model, tokens.shape[1])
-    passes = Passes(model, tokens, mask, mask.bool(), layers, size, torch.float32)
-    norms = passes.blank()
+    """Euclidean norm of the state entering each layer (`layers`: transitions, None for all); NaN at padding.
+
+    One forward pass in micro-batches; of each layer only the norms are kept, in float32 or better.
+    """
+    ids = check_tokens(tokens, None)
+    if ids is None:
+        raise BasinsError("tokens is None. Pass token ids, one row a sequence.")
+    check_room(model, ids)
+    mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
+    wanted = check_layers(model, layers)
+    norms = torch.full((len(wanted), *ids.shape), float("nan"), dtype=torch.float32)
+
+    def keeper(place: int, rows: Tensor) -> Any:
+        def keep(value: Tensor, hook: Any) -> None:
+            wide = value.detach() if value.dtype == torch.float64 else value.detach().float()
+            norms[place, rows] = wide.norm(dim=-1).to("cpu", norms.dtype)
+
+        return keep
+
+    stop = wanted[-1] + 1
     with as_found(model):
-        for rows in passes.chunks():
-            for i, states in enumerate(passes.states(rows, layers).values()):
-                norms[i, rows] = states.float().norm(dim=-1).cpu()
+        for rows in torch.arange(len(ids)).split(batch_size or plan_batch(model, ids.shape[1])):
+            hooks = [(resid_pre(layer), keeper(place, rows)) for place, layer in enumerate(wanted)]
+            run(model, ids[rows], mask[rows], hooks, stop if stop < len(model.blocks) else None)
     return norms.masked_fill(mask == 0, float("nan"))
