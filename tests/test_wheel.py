@@ -36,4 +36,5 @@ def test_wheel_holds_the_package_and_the_pocket_models(tmp_path):
     assert source == {name for name in names if name.endswith(".py")}
     files = {"pocket.safetensors", "pocket-mini.safetensors", "tokenizer.json", "passages.jsonl"}
     assert {f"basins/pocket/files/{name}" for name in files} <= names
+    assert "basins/quotes/files/passages.jsonl" in names
     assert "basins/pocket/MODEL_CARD.md" in names or "basins/pocket/files/MODEL_CARD.md" in names
