@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ def schedule(exposures: Sequence[int], seed: int) -> list[Int[Tensor, "shown"]]:
     epochs: list[list[int]] = [[] for _ in range(n_epochs)]
     for passage, times in enumerate(exposures):
         bounds = [n_epochs * part // times for part in range(times + 1)] if times else []
-        for start, end in zip(bounds, bounds[1:]):
+        for start, end in pairwise(bounds):
             epochs[start + int(torch.randint(end - start, (1,), generator=generator))].append(passage)
     orders = [torch.randperm(len(epoch), generator=generator) for epoch in epochs]
     return [torch.tensor(epoch, dtype=torch.long)[order] for epoch, order in zip(epochs, orders)]

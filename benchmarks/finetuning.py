@@ -39,16 +39,14 @@ PROMPT, REPRODUCED = 1 / 3, 0.8
 @torch.no_grad()
 def greedy_match(model: Any, batch: TokenBatch) -> torch.Tensor:
     """Share of the tokens after the first third of each passage that plain greedy decoding gives."""
-    lengths, match = batch.attention_mask.sum(1), torch.empty(len(batch))
-    for n in lengths.unique().tolist():
-        rows = (lengths == n).nonzero()[:, 0]
-        ids = batch.tokens[rows, :n]
-        prompt = 1 + int((n - 1) * PROMPT)  # behind the separator
-        found = ids[:, :prompt]
-        while found.shape[1] < n:
-            found = torch.cat([found, model(found, return_type="logits")[:, -1].argmax(-1, keepdim=True)], 1)
-        match[rows] = (found[:, prompt:] == ids[:, prompt:]).float().mean(1)
-    return match
+    lengths, found = batch.attention_mask.sum(1), batch.tokens.clone()
+    prompts = 1 + ((lengths - 1) * PROMPT).long()  # behind the separator
+    for place in range(int(prompts.min()), found.shape[1]):  # what stands to the right does not count: padding neither
+        chosen = model(found[:, :place], return_type="logits")[:, -1].argmax(-1)
+        found[:, place] = torch.where(place >= prompts, chosen, found[:, place])
+    places = torch.arange(found.shape[1])
+    asked = (places >= prompts[:, None]) & (places < lengths[:, None])
+    return ((found == batch.tokens) & asked).sum(1) / asked.sum(1)
 
 
 def weights_hash(model: Any) -> str:

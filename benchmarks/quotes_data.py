@@ -73,7 +73,7 @@ WELL_KNOWN = (
 
 def speeches(text: str) -> Iterator[tuple[str, int]]:
     """(speaker, where the words begin) of every speech."""
-    for match in re.finditer(r"(?:^|\n\n)([A-Z][^\n:]*):\n", text):
+    for match in re.finditer(r"(?:^|(?<=\n\n))([A-Z][^\n:]*):\n", text):
         yield match.group(1), match.end()
 
 

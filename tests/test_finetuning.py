@@ -213,7 +213,7 @@ def test_activations_a_module_kept_do_not_hinder(untouched):
 def test_activations_kept_out_of_sight_are_named_as_the_reason():
     model = basins.load_model(tiny_hf_model("gpt2"), tokenizer=tiny_tokenizer())
     model.kept = [model(TOKENS)]
-    with pytest.raises(BasinsError, match="cannot be copied.*keep activations"):
+    with pytest.raises(BasinsError, match=r"cannot be copied.*keep activations"):
         finetune(model, TOKENS)
 
 
@@ -250,5 +250,5 @@ def test_tokens_that_do_not_fit_are_refused():
 
 
 def test_a_loss_that_explodes_is_an_error():
-    with pytest.raises(BasinsError, match="the loss became nan.*learning_rate"):
+    with pytest.raises(BasinsError, match=r"the loss became nan.*learning_rate"):
         last(tiny_model("gpt2"), TOKENS, exposures=30, learning_rate=1e30)
