@@ -83,9 +83,7 @@ def randomize(
     return Assignment(tuple(found.tolist()), int(seed), bool(crossover))
 
 
-def changes(
-    frame: pd.DataFrame, *, before: int = 0, after: int | None = None, by: Sequence[str] = ("layer",)
-) -> pd.DataFrame:
+def changes(frame: Any, *, before: int = 0, after: int | None = None, by: Sequence[str] = ("layer",)) -> pd.DataFrame:
     """One row a passage, run and layer: `before`, `after` and `change` = after - before, with the other columns.
 
     `frame` holds one `value` for each `passage`, `run`, `group`, `epoch` and level of `by`. `before` and `after` are
@@ -179,19 +177,17 @@ def dose_trend(
     trained = both[both["group"] == "trained"].copy()
     trained["change"] -= trained.groupby([*by, "run"])["change"].transform("mean")
 
-    def test(part: pd.DataFrame) -> stats.Statistic:
+    def test(part: Any) -> stats.Statistic:
         return stats.spearman(part["change"], part["exposures"], clusters=_clusters(part), **options)
 
     return _table(trained, list(by), test, correction)
 
 
-def _two_groups(
-    frame: pd.DataFrame, treated: str, reference: str, before: int, after: int | None, by: Sequence[str]
-) -> pd.DataFrame:
+def _two_groups(frame: Any, treated: str, reference: str, before: int, after: int | None, by: Sequence[str]) -> Any:
     """The changes of two groups, each present in every run."""
     choose("treated", treated, GROUPS)
     choose("reference", reference, [group for group in GROUPS if group != treated])
-    found = changes(frame, before=before, after=after, by=by)
+    found: Any = changes(frame, before=before, after=after, by=by)
     found = found[found["group"].isin([treated, reference])]
     for run in found["run"].unique():
         groups = set(found.loc[found["run"] == run, "group"])
@@ -202,10 +198,8 @@ def _two_groups(
     return found
 
 
-def _estimates(
-    both: pd.DataFrame, treated: str, by: list[str], correction: str, options: dict[str, Any]
-) -> pd.DataFrame:
-    def test(part: pd.DataFrame) -> stats.Statistic:
+def _estimates(both: Any, treated: str, by: list[str], correction: str, options: dict[str, Any]) -> Any:
+    def test(part: Any) -> stats.Statistic:
         # The middle of a run's two means is taken from both, which leaves their difference and removes the run.
         means = part.groupby(["run", "group"])["change"].mean().groupby("run").mean()
         centered = part["change"] - part["run"].map(means)
@@ -218,12 +212,12 @@ def _estimates(
     return table
 
 
-def _clusters(part: pd.DataFrame) -> Any:
+def _clusters(part: Any) -> Any:
     """The passage of each row; None where no passage comes twice, since then the rows are independent."""
     return part["passage"] if part["passage"].duplicated().any() else None
 
 
-def _table(frame: pd.DataFrame, by: list[str], test: Any, correction: str) -> pd.DataFrame:
+def _table(frame: Any, by: list[str], test: Any, correction: str) -> Any:
     """One row of `test` for each level of `by`, corrected over all."""
     import pandas as pd
 
