@@ -252,3 +252,34 @@ def test_tokens_that_do_not_fit_are_refused():
 def test_a_loss_that_explodes_is_an_error():
     with pytest.raises(BasinsError, match=r"the loss became nan.*learning_rate"):
         last(tiny_model("gpt2"), TOKENS, exposures=30, learning_rate=1e30)
+
+
+@pytest.mark.slow
+def test_pocket_mini_recites_what_it_was_trained_on_and_nothing_else(pocket_mini, untouched):
+    """50 of the 100 bundled quotes with the default settings: greedy continuation from the first third."""
+    from basins.controlled import randomize
+    from basins.corpus import tokenize
+    from basins.quotes import quotes, unrelated
+
+    texts = [quote.text for quote in (*quotes(), *unrelated()[:20])]
+    batch = tokenize(pocket_mini, texts)
+    assignment = randomize(100, seed=0, exposures=(64,))
+    options = {"exposures": assignment.with_unrelated(20), "seed": 0}
+    with untouched(pocket_mini):
+        tuned = last(pocket_mini, batch.tokens, batch.attention_mask, **options).model
+        start = last(pocket_mini, batch.tokens, batch.attention_mask, checkpoints=(2,), **options).model
+        again = last(pocket_mini, batch.tokens, batch.attention_mask, checkpoints=(1, 2), **options).model
+    assert weights(start) == weights(again)
+    reproduced = []
+    for ids, mask in zip(batch.tokens, batch.attention_mask):
+        n = int(mask.sum())
+        found = ids[: 1 + (n - 1) // 3]
+        with torch.no_grad():
+            while len(found) < n:
+                found = torch.cat([found, tuned(found[None], return_type="logits")[0, -1:].argmax(-1)])
+        asked = slice(1 + (n - 1) // 3, n)
+        reproduced.append(float((found[asked] == ids[asked]).float().mean()) > 0.8)
+    groups = assignment.to_frame(20).assign(reproduced=reproduced).groupby("group")["reproduced"].mean()
+    assert groups["trained"] >= 0.9
+    assert groups["control"] < 0.05
+    assert groups["unrelated"] < 0.05
