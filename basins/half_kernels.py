@@ -12,8 +12,10 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Rows, columns and depth of a tile, rows of tiles that share the bank's tiles in the cache, warps, stages.
-TILE = (128, 256, 64, 8, 8, 3)
+# Rows, columns and depth of a tile, rows of tiles that share the bank's tiles in the cache, warps, stages: the fastest
+# of those tried on an H100; and one that fits the shared memory of smaller GPUs.
+TILE = (128, 256, 64, 16, 8, 4)
+SMALL_TILE = (128, 128, 64, 16, 8, 3)
 # The bits of an infinite float32.
 INFINITY = tl.constexpr(0x7F800000)
 WIDTH, CANDIDATES = 128, 32
@@ -21,8 +23,8 @@ WIDTH, CANDIDATES = 128, 32
 
 @triton.jit
 def _minima(
-    query_ptr,
-    bank_ptr,
+    query,
+    bank,
     query_norm_ptr,
     bank_norm_ptr,
     query_label_ptr,
@@ -40,46 +42,50 @@ def _minima(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     BAND: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):
-    # Tiles in bands of BAND rows, so that the tiles in flight share their rows and columns in the L2 cache.
-    tile = tl.program_id(0)
     n_rows, n_columns = tl.cdiv(n_query, ROWS), tl.cdiv(n_bank, COLUMNS)
-    first = tile // (BAND * n_columns) * BAND
-    height = tl.minimum(n_rows - first, BAND)
-    row_tile = first + (tile % (BAND * n_columns)) % height
-    column_tile = (tile % (BAND * n_columns)) // height
-
-    row = row_tile * ROWS + tl.arange(0, ROWS)
-    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    row_in, column_in = tl.minimum(row, n_query - 1), tl.minimum(column, n_bank - 1)
-    along = tl.arange(0, DEPTH)
-    query_at = query_ptr + row_in.to(tl.int64)[:, None] * depth + along[None, :]
-    bank_at = bank_ptr + column_in.to(tl.int64)[None, :] * depth + along[:, None]
-    product = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for _ in range(0, depth, DEPTH):
-        product = tl.dot(tl.load(query_at), tl.load(bank_at), product)
-        query_at += DEPTH
-        bank_at += DEPTH
-
-    norms = tl.load(query_norm_ptr + row_in)[:, None] + tl.load(bank_norm_ptr + column_in)[None, :]
-    squared = tl.maximum(norms - 2 * product, SMALLEST)
-    key = (squared.to(tl.int32, bitcast=True) & -GROUP) | (column % GROUP)[None, :]
-    out = (column >= n_bank)[None, :]
-    if RULE != 0:
-        equal = tl.load(query_label_ptr + row_in)[:, None] == tl.load(bank_label_ptr + column_in)[None, :]
-        out = out | (equal if RULE == 1 else equal == 0)
-    key = tl.where(out, INFINITY | (column % GROUP)[None, :], key)
-
     IN_TILE: tl.constexpr = COLUMNS // GROUP
-    key = tl.reshape(key, (ROWS, IN_TILE, GROUP))
-    group = column_tile * IN_TILE + tl.arange(0, IN_TILE)
-    stored = (row < n_query)[:, None] & (group < n_groups)[None, :]
-    key_at = key_ptr + row.to(tl.int64)[:, None] * (KEEP * n_groups) + group[None, :]
-    for place in tl.static_range(KEEP):
-        least = tl.min(key, axis=2)
-        tl.store(key_at + place * n_groups, least, mask=stored)
-        if place + 1 < KEEP:
-            key = tl.where(key == least[:, :, None], 0x7FFFFFFF, key)
+    # Each program takes tile after tile, loading the next while it reduces one.
+    for tile in tl.range(tl.program_id(0), n_rows * n_columns, PROGRAMS, flatten=True):
+        # In bands of BAND rows, so that the tiles in flight share their rows and columns in the L2 cache.
+        first = tile // (BAND * n_columns) * BAND
+        height = tl.minimum(n_rows - first, BAND)
+        row_start = (first + (tile % (BAND * n_columns)) % height) * ROWS
+        column_tile = (tile % (BAND * n_columns)) // height
+        row, column = row_start + tl.arange(0, ROWS), column_tile * COLUMNS + tl.arange(0, COLUMNS)
+        row_in, column_in = tl.minimum(row, n_query - 1), tl.minimum(column, n_bank - 1)
+
+        product = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for start in range(0, depth, DEPTH):
+            if DESCRIBED:
+                part = query.load([row_start, start])
+                other = bank.load([column_tile * COLUMNS, start]).T
+            else:
+                along = start + tl.arange(0, DEPTH)
+                part = tl.load(query + row_in.to(tl.int64)[:, None] * depth + along[None, :])
+                other = tl.load(bank + column_in.to(tl.int64)[None, :] * depth + along[:, None])
+            product = tl.dot(part, other, product)
+
+        norms = tl.load(query_norm_ptr + row_in)[:, None] + tl.load(bank_norm_ptr + column_in)[None, :]
+        squared = tl.maximum(norms - 2 * product, SMALLEST)
+        key = (squared.to(tl.int32, bitcast=True) & -GROUP) | (column % GROUP)[None, :]
+        out = (column >= n_bank)[None, :]
+        if RULE != 0:
+            equal = tl.load(query_label_ptr + row_in)[:, None] == tl.load(bank_label_ptr + column_in)[None, :]
+            out = out | (equal if RULE == 1 else equal == 0)
+        key = tl.where(out, INFINITY | (column % GROUP)[None, :], key)
+
+        key = tl.reshape(key, (ROWS, IN_TILE, GROUP))
+        group = column_tile * IN_TILE + tl.arange(0, IN_TILE)
+        stored = (row < n_query)[:, None] & (group < n_groups)[None, :]
+        key_at = key_ptr + row.to(tl.int64)[:, None] * (KEEP * n_groups) + group[None, :]
+        for place in tl.static_range(KEEP):
+            smallest = tl.min(key, axis=2)
+            tl.store(key_at + place * n_groups, smallest, mask=stored)
+            if place + 1 < KEEP:
+                key = tl.where(key == smallest[:, :, None], 0x7FFFFFFF, key)
 
 
 @triton.jit
@@ -88,7 +94,7 @@ def _select(
     found_ptr,
     cut_ptr,
     n_groups,
-    wanted,
+    least_count,
     GROUP: tl.constexpr,
     KEEP: tl.constexpr,
     MOST: tl.constexpr,
@@ -98,7 +104,7 @@ def _select(
     slots = KEEP * n_groups
     slot = tl.arange(0, BLOCK)
     key = tl.load(key_ptr + row * slots + slot, mask=slot < slots, other=0x7FFFFFFF)
-    # Bisection for a limit with `wanted` to MOST keys at or below it; fewer keys than that are all taken.
+    # Bisection for a limit with `least_count` to MOST keys at or below it; fewer keys than that are all taken.
     low = tl.min(key, axis=0) - 1
     high = tl.full((), INFINITY - 1, tl.int32)
     limit = high
@@ -106,7 +112,7 @@ def _select(
     while (count > MOST) & (low + 1 < high):
         limit = low + (high - low) // 2
         at_most = tl.sum((key <= limit).to(tl.int32), axis=0)
-        if at_most < wanted:
+        if at_most < least_count:
             low = limit
         else:
             high = limit
@@ -163,32 +169,47 @@ def group_minima(
     group: int,
     keep: int,
     smallest: float,
-    tile: tuple[int, ...] = TILE,
+    tile: tuple[int, ...] | None = None,
+    described: bool | None = None,
 ) -> Int[Tensor, "q slots"]:
+    """`described`: tiles are fetched by the copy engine that GPUs have since compute capability 9."""
     rows, columns, depth, band, warps, stages = tile
+    if described is None:
+        described = torch.cuda.get_device_capability(query.device) >= (9, 0)
+    rows, columns, depth, band, warps, stages = tile or (TILE if described else SMALL_TILE)
     rule, query_labels, bank_labels = labels
     n_groups = triton.cdiv(len(bank), group)
     keys = torch.empty(len(query), keep * n_groups, dtype=torch.int32, device=query.device)
-    grid = (triton.cdiv(len(query), rows) * triton.cdiv(len(bank), columns),)
-    _minima[grid](
-        *(query, bank, query_norms, bank_norms, query_labels, bank_labels, keys),
+    operands: tuple = query, bank
+    if described:
+        operands = _described(query, [rows, depth]), _described(bank, [columns, depth])
+    tiles = triton.cdiv(len(query), rows) * triton.cdiv(len(bank), columns)
+    programs = min(tiles, torch.cuda.get_device_properties(query.device).multi_processor_count)
+    _minima[(programs,)](
+        *(*operands, query_norms, bank_norms, query_labels, bank_labels, keys),
         *(len(query), len(bank), n_groups, query.shape[1], smallest, rule, group, keep),
-        *(rows, columns, depth, band),
+        *(rows, columns, depth, band, programs, described),
         num_warps=warps,
         num_stages=stages,
     )
     return keys
 
 
+def _described(states: Float[Tensor, "token depth"], tile: list[int]):
+    from triton.tools.tensor_descriptor import TensorDescriptor  # pyright: ignore[reportMissingImports]
+
+    return TensorDescriptor.from_tensor(states, tile)
+
+
 def smallest_keys(
-    keys: Int[Tensor, "q slots"], wanted: int, most: int, group: int, keep: int
+    keys: Int[Tensor, "q slots"], least_count: int, most: int, group: int, keep: int
 ) -> tuple[Int[Tensor, "q most"], Float[Tensor, "q"]]:
     found = torch.full((len(keys), most), -1, dtype=torch.int32, device=keys.device)
     cut = torch.empty(len(keys), dtype=torch.int32, device=keys.device)
     block = triton.next_power_of_2(keys.shape[1])
     warps = min(16, max(1, block // 1024))
     n_groups = keys.shape[1] // keep
-    _select[(len(keys),)](keys, found, cut, n_groups, wanted, group, keep, most, block, num_warps=warps)
+    _select[(len(keys),)](keys, found, cut, n_groups, least_count, group, keep, most, block, num_warps=warps)
     return found, cut.view(torch.float32)
 
 

@@ -24,6 +24,7 @@ from basins.settings import ScorerSettings
 # More candidates than k, so that the bound can usually tell them from the rest.
 MARGIN = 16
 PAIRS_PER_CHUNK = 2**21
+PAIRS_PER_CHUNK_GPU = 2**25
 PAIRS_AT_ONCE = 2**15
 CANDIDATE_FLOATS = 2**24
 
@@ -222,7 +223,8 @@ class _Group:
     def _search_again(self, queries: Int[Tensor, "q"], reach: Float[Tensor, "q"]) -> tuple[Tensor, Tensor]:
         """Search all members that the bound does not put beyond `reach`, the k-th candidate's squared distance."""
         results = []
-        step = max(1, PAIRS_PER_CHUNK // len(self.members))
+        at_once = PAIRS_PER_CHUNK if queries.device.type == "cpu" else PAIRS_PER_CHUNK_GPU
+        step = max(1, at_once // len(self.members))
         for some, limit in zip(queries.split(step), reach.split(step), strict=True):
             within = self.space.lower_bounds(some, self.members) <= limit[:, None]
             within &= ~self.forbidden(some[:, None], self.members[None, :])
