@@ -1,9 +1,10 @@
 """Who may be whose neighbour, and which k are nearest: exact, with a proof, or marked approximate.
 
-Candidates come from a fast product (`indexes.py`, `half_search.py`); their distances are then taken directly in float64. The
-product also gives a lower bound on the distance of everything that is no candidate: where the k-th candidate is not
-strictly below it, that query is searched again among all states that the bound does not exclude. So duplicates, near
-ties and huge norms give the same sets as a float64 loop, whatever the index, the chunks and the device.
+Candidates come from a fast product (`indexes.py`, `half_search.py`); their distances are then taken directly in
+float64. The product also gives a lower bound on the distance of everything that is no candidate: where the k-th
+candidate is not strictly below it, that query is searched again among all states that the float32 bound does not
+exclude. So duplicates, near ties and huge norms give the same sets as a float64 loop, whatever the index, the chunks
+and the device.
 """
 
 from __future__ import annotations

@@ -17,7 +17,10 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 ROWS = [
     ["errors", "settings", "progress", "folders"],
     ["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
-    ["activations", "neighbors", "indexes", "half_search", "half_kernels", "rerun", "hooked_transformer", "patching", "selfcheck", "distinct"],
+    [
+        *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
+        *["rerun", "hooked_transformer", "patching", "selfcheck"],
+    ],
     ["scores"],
     [
         *["scorer", "transition", "sources", "results", "attribution", "stats"],
