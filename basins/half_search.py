@@ -31,7 +31,7 @@ PAIRS_AT_ONCE = 2**24
 SLOTS = 2**15
 # More candidates than are asked for, so that the cut is usually above the last of those.
 SPARE = 16
-# (states in a group, kept of them): the first is taken for which a group rarely holds more of the nearest than it keeps.
+# (states in a group, kept of them): the first is taken where a group rarely holds more of the nearest than it keeps.
 GROUPS = ((128, 3), (64, 3), (32, 3), (32, 4), (16, 4))
 RARE = 0.01
 # Largest norm after scaling: every component fits a float16.
