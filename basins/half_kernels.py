@@ -173,25 +173,29 @@ def group_minima(
     described: bool | None = None,
 ) -> Int[Tensor, "q slots"]:
     """`described`: tiles are fetched by the copy engine that GPUs have since compute capability 9."""
-    rows, columns, depth, band, warps, stages = tile
-    if described is None:
-        described = torch.cuda.get_device_capability(query.device) >= (9, 0)
-    rows, columns, depth, band, warps, stages = tile or (TILE if described else SMALL_TILE)
     rule, query_labels, bank_labels = labels
     n_groups = triton.cdiv(len(bank), group)
     keys = torch.empty(len(query), keep * n_groups, dtype=torch.int32, device=query.device)
+    if described is None:
+        described = torch.cuda.get_device_capability(query.device) >= (9, 0)
+    rows, columns, depth, band, warps, stages = tile or (TILE if described else SMALL_TILE)
     operands: tuple = query, bank
     if described:
         operands = _described(query, [rows, depth]), _described(bank, [columns, depth])
     tiles = triton.cdiv(len(query), rows) * triton.cdiv(len(bank), columns)
     programs = min(tiles, torch.cuda.get_device_properties(query.device).multi_processor_count)
-    _minima[(programs,)](
-        *(*operands, query_norms, bank_norms, query_labels, bank_labels, keys),
-        *(len(query), len(bank), n_groups, query.shape[1], smallest, rule, group, keep),
-        *(rows, columns, depth, band, programs, described),
-        num_warps=warps,
-        num_stages=stages,
-    )
+    try:
+        _minima[(programs,)](
+            *(*operands, query_norms, bank_norms, query_labels, bank_labels, keys),
+            *(len(query), len(bank), n_groups, query.shape[1], smallest, rule, group, keep),
+            *(rows, columns, depth, band, programs, described),
+            num_warps=warps,
+            num_stages=stages,
+        )
+    except triton.runtime.errors.OutOfResources:
+        if tile == SMALL_TILE:
+            raise
+        return group_minima(query, bank, query_norms, bank_norms, labels, group, keep, smallest, SMALL_TILE, False)
     return keys
 
 

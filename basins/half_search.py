@@ -227,17 +227,24 @@ def _steps(device: torch.device) -> Any:
     return sys.modules[__name__]
 
 
-@cache
 def has_kernels(device: torch.device) -> bool:
-    """Whether the kernels compile here and agree with the functions above on a small example (tried once)."""
-    if device.type != "cuda" or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
+    return refusal(device) is None
+
+
+@cache
+def refusal(device: torch.device) -> str | None:
+    """Why the kernels do not run on this device: tried once, against the functions above, on small examples."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return "no CUDA device"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "compute capability below 8.0"
     try:
         from basins import half_kernels
 
-        return all(_agree(half_kernels, device, *sizes) for sizes in ((300, 128, 3, 1), (200, 32, 4, 2)))
-    except Exception:  # whatever a compiler may raise: the float32 search needs none
-        return False
+        agree = all(_agree(half_kernels, device, *sizes) for sizes in ((300, 128, 3, 1), (200, 32, 4, 2)))
+    except Exception as error:  # whatever a compiler may raise: the float32 search needs none
+        return f"{type(error).__name__}: {error}"
+    return None if agree else "the kernels disagree with the reference"
 
 
 def _agree(kernels: Any, device: torch.device, n: int, group: int, keep: int, rule: int) -> bool:

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from basins.errors import BasinsError
-from basins.half_search import HalfFlat, halves
-from basins.indexes import Index, SearchSpace, make_index, search_space, uses_half
+from basins.half_search import HalfFlat, halves, refusal
+from basins.indexes import HALF_FROM, Index, SearchSpace, make_index, search_space, uses_half
 from basins.settings import ScorerSettings
 
 # More candidates than k, so that the bound can usually tell them from the rest.
@@ -89,6 +89,8 @@ def find_neighbors(
         return Neighbors(ids, distances.to(query.dtype), report)
     space = search_space(query, bank, bank_table.usable, settings, query_table.usable)
     half = uses_half(settings, space)
+    if settings.index == "auto" and not half and device.type == "cuda" and len(bank) >= HALF_FROM:
+        report["half_refused"] = refusal(device)
     for queries, members in _groups(query_table, bank_table, settings, half):
         if not len(members):
             continue
