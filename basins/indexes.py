@@ -43,11 +43,11 @@ def uses_faiss(settings: ScorerSettings, n_bank: int, device: torch.device) -> b
     return settings.index == "faiss"
 
 
-def uses_half(settings: ScorerSettings, space: SearchSpace) -> bool:
+def uses_half(settings: ScorerSettings, n_bank: int, device: torch.device) -> bool:
     """Whether exact candidates come from float16 products: on a GPU that has matrix units and Triton."""
     if settings.index == "auto":
-        return len(space.bank) >= HALF_FROM and space.finite and has_kernels(space.bank.device)
-    return settings.index == "half" and space.finite
+        return n_bank >= HALF_FROM and has_kernels(device)
+    return settings.index == "half"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class SearchSpace:
     bank: Float[Tensor, "bank d"]
     centre: Float[Tensor, "d"]
     scale: float
-    finite: bool
     low: torch.dtype
 
     @property
@@ -115,11 +114,10 @@ def search_space(
     if query is not bank:
         own = _norms(query, centre)
         norms = torch.cat([norms, own if searched is None else own[searched]])
-    finite = norms.isfinite()
     # Norms of at most 1, so that no square leaves the range of float32; a power of 2 rounds nothing.
-    largest = float(norms[finite].amax())
+    largest = float(norms[norms.isfinite()].amax())
     scale = 2.0 ** -math.ceil(math.log2(largest)) if largest > 0 else 1.0
-    return SearchSpace(query, bank, centre, scale, bool(finite.all()), low)
+    return SearchSpace(query, bank, centre, scale, low)
 
 
 def _norms(states: Float[Tensor, "token d"], centre: Float[Tensor, "d"]) -> Float[Tensor, "token"]:

@@ -88,7 +88,7 @@ def find_neighbors(
     if not bank_table.usable.any() or not query_table.usable.any():
         return Neighbors(ids, distances.to(query.dtype), report)
     space = search_space(query, bank, bank_table.usable, settings, query_table.usable)
-    half = uses_half(settings, space)
+    half = uses_half(settings, len(bank), device)
     if settings.index == "auto" and not half and device.type == "cuda" and len(bank) >= HALF_FROM:
         report["half_refused"] = refusal(device)
     for queries, members in _groups(query_table, bank_table, settings, half):
