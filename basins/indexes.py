@@ -31,7 +31,7 @@ FAISS_FROM = 4096
 IVF_SAMPLE = 256
 # Below this many, float32 products take little and no kernel need be compiled.
 HALF_FROM = 4096
-NORMS_AT_ONCE = 2**14
+ROWS_AT_ONCE = 2**14
 # Below this, in units of the largest squared norm, float32 may have rounded a square to 0.
 UNDERFLOW = 2.0**-120
 
@@ -73,14 +73,26 @@ class SearchSpace:
 
     @cached_property
     def query_low(self) -> Float[Tensor, "query d_plus_1"]:
-        query = ((self.query.double() - self.centre) * self.scale).to(self.low)
-        return torch.cat([2 * query, -torch.ones_like(query[:, :1])], 1)
+        """2 q and -1 in each row."""
+        low = self._low(self.query)
+        low[:, :-1] *= 2
+        low[:, -1] = -1
+        return low
 
     @cached_property
     def bank_low(self) -> Float[Tensor, "bank d_plus_1"]:
-        bank = ((self.bank.double() - self.centre) * self.scale).to(self.low)
-        norms = ((1 - self.slack) * bank.double().square().sum(1, keepdim=True)).to(self.low)
-        return torch.cat([bank, norms], 1)
+        """b and (1 - g) |b|^2 in each row."""
+        low = self._low(self.bank)
+        for some in low.split(ROWS_AT_ONCE):
+            some[:, -1] = (1 - self.slack) * some[:, :-1].double().square().sum(1)
+        return low
+
+    def _low(self, states: Float[Tensor, "token d"]) -> Float[Tensor, "token d_plus_1"]:
+        """Centred, scaled and rounded, with room for one more column; a few rows at a time in float64."""
+        low = torch.empty(len(states), self.width + 1, dtype=self.low, device=states.device)
+        for some, room in zip(states.split(ROWS_AT_ONCE), low.split(ROWS_AT_ONCE), strict=True):
+            room[:, :-1] = (some.double() - self.centre) * self.scale
+        return low
 
     def squared_distances(self, queries: Int[Tensor, "*pair"], members: Int[Tensor, "*pair"]) -> Float[Tensor, "*pair"]:
         """Directly, in float64."""
@@ -109,7 +121,7 @@ def search_space(
     if settings.metric == "cosine" or settings.normalize:
         own_axis = settings.metric == "cosine"
         query, bank = _unit(query, 0, own_axis), _unit(bank, 1, own_axis)
-    centre = bank[usable].mean(0, dtype=torch.float64)
+    centre = (bank if usable.all() else bank[usable]).mean(0, dtype=torch.float64)
     norms = _norms(bank, centre)[usable]
     if query is not bank:
         own = _norms(query, centre)
@@ -121,7 +133,7 @@ def search_space(
 
 
 def _norms(states: Float[Tensor, "token d"], centre: Float[Tensor, "d"]) -> Float[Tensor, "token"]:
-    return torch.cat([(some.double() - centre).norm(dim=1) for some in states.split(NORMS_AT_ONCE)])
+    return torch.cat([(some.double() - centre).norm(dim=1) for some in states.split(ROWS_AT_ONCE)])
 
 
 def _unit(states: Float[Tensor, "token d_model"], which: int, own_axis: bool) -> Float[Tensor, "token d_plus_2"]:

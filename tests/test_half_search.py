@@ -1,4 +1,4 @@
-"""The float16 search as it runs without a GPU: its bound is one, and what the bound does not settle is searched again."""
+"""The float16 search without a GPU: its bound is one, and what the bound does not settle is searched again."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_easy_states_are_searched_once(k):
 
 
 def test_many_neighbours():
-    states = torch.randn(400, 32, generator=torch.Generator().manual_seed(0))
+    states = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(found_in(states, k=256).ids, found_in(states, "exact", k=256).ids)
 
 
@@ -143,7 +143,7 @@ def test_hard_states_are_searched_again_and_come_out_right(cloud):
 
 def test_products_that_round_towards_zero_change_nothing(monkeypatch):
     """A matrix unit adds blocks of products in float32 and cuts bits off; here after every single product."""
-    states = torch.randn(300, 96, generator=torch.Generator().manual_seed(0)).abs()
+    states = torch.randn(150, 48, generator=torch.Generator().manual_seed(0)).abs()
     expected = found_in(states)
     largest = []
 
@@ -156,7 +156,6 @@ def test_products_that_round_towards_zero_change_nothing(monkeypatch):
             product = cut(product + cut(a[:, None] * b))
         exact = query.double() @ bank.double().T
         largest.append(float((product - exact).abs().max() / exact.abs().max()))
-        # As the operands of an identity product, so that the reference goes on from here.
         squared = (query_norms[:, None] + bank_norms - 2 * product).clamp_min(smallest)
         place = torch.arange(len(bank), dtype=torch.int32) % group
         keys = torch.nn.functional.pad(
@@ -175,7 +174,7 @@ def test_products_that_round_towards_zero_change_nothing(monkeypatch):
 @pytest.mark.parametrize(("group", "keep"), half_search.GROUPS)
 @pytest.mark.parametrize("rule", [0, 1, 2])
 def test_keys_are_the_smallest_of_each_group(rule, group, keep):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     query, bank = (torch.from_numpy(rng.normal(size=(n, 64))).half() for n in (5, 300))
     labels = rule, torch.from_numpy(rng.integers(0, 3, 5)), torch.from_numpy(rng.integers(0, 3, 300))
     norms = [states.float().square().sum(1) for states in (query, bank)]
@@ -206,7 +205,7 @@ def test_the_cut_is_the_least_of_what_was_not_taken():
 
 @pytest.mark.parametrize(
     ("constant", "value"),
-    [("SLOTS", 16), ("PAIRS_AT_ONCE", 1), ("ROWS_AT_ONCE", 7), ("SPARE", 0), ("SPARE", 100), ("GROUPS", ((16, 1),))],
+    [("SLOTS", 16), ("PAIRS_AT_ONCE", 1), ("ROWS_AT_ONCE", 7), ("SPARE", 0), ("SPARE", 40), ("GROUPS", ((16, 1),))],
 )
 def test_tiles_chunks_and_spares_change_nothing(constant, value, monkeypatch):
     states = normal(20, 10, 15).reshape(150, 20).astype(np.float32)
