@@ -6,6 +6,8 @@ keys mean. Nothing here is imported unless there is a CUDA device and Triton.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
@@ -185,8 +187,8 @@ def group_minima(
     tiles = triton.cdiv(len(query), rows) * triton.cdiv(len(bank), columns)
     programs = min(tiles, torch.cuda.get_device_properties(query.device).multi_processor_count)
     try:
-        _minima[(programs,)](
-            *(*operands, query_norms, bank_norms, query_labels, bank_labels, keys),
+        _launch(
+            *(_minima, (programs,), query.device, *operands, query_norms, bank_norms, query_labels, bank_labels, keys),
             *(len(query), len(bank), n_groups, query.shape[1], smallest, rule, group, keep),
             *(rows, columns, depth, band, programs, described),
             num_warps=warps,
@@ -197,6 +199,12 @@ def group_minima(
             raise
         return group_minima(query, bank, query_norms, bank_norms, labels, group, keep, smallest, SMALL_TILE, False)
     return keys
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **options: int) -> None:
+    """On the device of the states, which need not be the current one."""
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        kernel[grid](*arguments, **options)
 
 
 def _described(states: Float[Tensor, "token depth"], tile: list[int]):
@@ -213,7 +221,8 @@ def smallest_keys(
     block = triton.next_power_of_2(keys.shape[1])
     warps = min(16, max(1, block // 1024))
     n_groups = keys.shape[1] // keep
-    _select[(len(keys),)](keys, found, cut, n_groups, least_count, group, keep, most, block, num_warps=warps)
+    arguments = keys, found, cut, n_groups, least_count, group, keep, most, block
+    _launch(_select, (len(keys),), keys.device, *arguments, num_warps=warps)
     return found, cut.view(torch.float32)
 
 
@@ -226,8 +235,8 @@ def squared_distances(
     """In float64, as the reference does it; infinite where the member is -1."""
     squared = torch.empty(members.shape, dtype=torch.float64, device=query.device)
     grid = (len(queries), triton.cdiv(members.shape[1], CANDIDATES))
-    _squared[grid](
-        *(query.contiguous(), bank.contiguous(), queries, members.contiguous(), squared),
+    _launch(
+        *(_squared, grid, query.device, query.contiguous(), bank.contiguous(), queries, members.contiguous(), squared),
         *(members.shape[1], query.shape[1], CANDIDATES, WIDTH),
     )
     return squared
