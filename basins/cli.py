@@ -162,7 +162,7 @@ def score(
     include_self: Annotated[bool, typer.Option(help="Count a token among its own neighbours.")] = False,
     exclude_first: Annotated[int, typer.Option(help="Leave the first n positions out, everywhere.")] = 0,
     shrink: Annotated[float, typer.Option(help="Move neighbours towards the token first: 1 not at all.")] = 1.0,
-    index: Annotated[str, typer.Option(help="auto, exact, faiss or faiss-ivf (approximate).")] = "auto",
+    index: Annotated[str, typer.Option(help="auto, exact, half, faiss or faiss-ivf (approximate).")] = "auto",
     layers: Annotated[str | None, typer.Option(help="Transitions, as in 0,3-5,-1. Unless given: all.")] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens a sequence; unless given, the model's context.")

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from basins.half_search import has_kernels
 from basins.settings import ScorerSettings
 
 SCORES_PER_CHUNK = 2**25
@@ -27,6 +29,9 @@ MEMBERS_PER_CHUNK = 2**17
 # Below this many states a layer takes a fraction of a second either way, and FAISS need not be loaded.
 FAISS_FROM = 4096
 IVF_SAMPLE = 256
+# Below this many, float32 products take little and no kernel need be compiled.
+HALF_FROM = 4096
+ROWS_AT_ONCE = 2**14
 # Below this, in units of the largest squared norm, float32 may have rounded a square to 0.
 UNDERFLOW = 2.0**-120
 
@@ -38,20 +43,56 @@ def uses_faiss(settings: ScorerSettings, n_bank: int, device: torch.device) -> b
     return settings.index == "faiss"
 
 
+def uses_half(settings: ScorerSettings, n_bank: int, device: torch.device) -> bool:
+    """Whether exact candidates come from float16 products: on a GPU that has matrix units and Triton."""
+    if settings.index == "auto":
+        return n_bank >= HALF_FROM and has_kernels(device)
+    return settings.index == "half"
+
+
 @dataclass(frozen=True)
 class SearchSpace:
-    """Queries and bank as they are compared: unit vectors for cosine or `normalize`, else the states themselves."""
+    """Queries and bank as they are compared: unit vectors for cosine or `normalize`, else the states themselves.
+
+    `centre` and `scale` take them to a mean of 0 and norms of at most 1, in `low` precision for the products.
+    """
 
     query: Float[Tensor, "query d"]
     bank: Float[Tensor, "bank d"]
-    query_low: Float[Tensor, "query d_plus_1"]
-    bank_low: Float[Tensor, "bank d_plus_1"]
-    slack: float
+    centre: Float[Tensor, "d"]
     scale: float
+    low: torch.dtype
 
     @property
     def width(self) -> int:
         return self.bank.shape[1]
+
+    @cached_property
+    def slack(self) -> float:
+        return (4 * self.width + 32) * _unit_roundoff(self.low, self.bank.device)
+
+    @cached_property
+    def query_low(self) -> Float[Tensor, "query d_plus_1"]:
+        """2 q and -1 in each row."""
+        low = self._low(self.query)
+        low[:, :-1] *= 2
+        low[:, -1] = -1
+        return low
+
+    @cached_property
+    def bank_low(self) -> Float[Tensor, "bank d_plus_1"]:
+        """b and (1 - g) |b|^2 in each row."""
+        low = self._low(self.bank)
+        for some in low.split(ROWS_AT_ONCE):
+            some[:, -1] = (1 - self.slack) * some[:, :-1].double().square().sum(1)
+        return low
+
+    def _low(self, states: Float[Tensor, "token d"]) -> Float[Tensor, "token d_plus_1"]:
+        """Centred, scaled and rounded, with room for one more column; a few rows at a time in float64."""
+        low = torch.empty(len(states), self.width + 1, dtype=self.low, device=states.device)
+        for some, room in zip(states.split(ROWS_AT_ONCE), low.split(ROWS_AT_ONCE), strict=True):
+            room[:, :-1] = (some.double() - self.centre) * self.scale
+        return low
 
     def squared_distances(self, queries: Int[Tensor, "*pair"], members: Int[Tensor, "*pair"]) -> Float[Tensor, "*pair"]:
         """Directly, in float64."""
@@ -72,23 +113,27 @@ def search_space(
     bank: Float[Tensor, "bank d_model"],
     usable: Bool[Tensor, "bank"],
     settings: ScorerSettings,
+    searched: Bool[Tensor, "query"] | None = None,
 ) -> SearchSpace:
+    """`searched`: the queries that will be looked up; all, if None."""
     approximate = settings.index == "faiss-ivf" or uses_faiss(settings, len(bank), bank.device)
     low = torch.float32 if approximate else bank.dtype
     if settings.metric == "cosine" or settings.normalize:
         own_axis = settings.metric == "cosine"
         query, bank = _unit(query, 0, own_axis), _unit(bank, 1, own_axis)
-    centre = bank[usable].double().mean(0)
-    query_far, bank_far = query.double() - centre, bank.double() - centre
+    centre = (bank if usable.all() else bank[usable]).mean(0, dtype=torch.float64)
+    norms = _norms(bank, centre)[usable]
+    if query is not bank:
+        own = _norms(query, centre)
+        norms = torch.cat([norms, own if searched is None else own[searched]])
     # Norms of at most 1, so that no square leaves the range of float32; a power of 2 rounds nothing.
-    norms = torch.cat([query_far, bank_far[usable]]).norm(dim=1)
     largest = float(norms[norms.isfinite()].amax())
     scale = 2.0 ** -math.ceil(math.log2(largest)) if largest > 0 else 1.0
-    query_low, bank_low = (query_far * scale).to(low), (bank_far * scale).to(low)
-    slack = (4 * bank.shape[1] + 32) * _unit_roundoff(low, bank.device)
-    norms = ((1 - slack) * bank_low.double().square().sum(1, keepdim=True)).to(low)
-    query_low = torch.cat([2 * query_low, -torch.ones_like(query_low[:, :1])], 1)
-    return SearchSpace(query, bank, query_low, torch.cat([bank_low, norms], 1), slack, scale)
+    return SearchSpace(query, bank, centre, scale, low)
+
+
+def _norms(states: Float[Tensor, "token d"], centre: Float[Tensor, "d"]) -> Float[Tensor, "token"]:
+    return torch.cat([(some.double() - centre).norm(dim=1) for some in states.split(ROWS_AT_ONCE)])
 
 
 def _unit(states: Float[Tensor, "token d_model"], which: int, own_axis: bool) -> Float[Tensor, "token d_plus_2"]:

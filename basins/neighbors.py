@@ -1,9 +1,10 @@
 """Who may be whose neighbour, and which k are nearest: exact, with a proof, or marked approximate.
 
-Candidates come from a fast float32 product (`indexes.py`); their distances are then taken directly in float64. The
-product also gives a lower bound on the distance of everything that is no candidate: where the k-th candidate is not
-strictly below it, that query is searched again among all states that the bound does not exclude. So duplicates, near
-ties and huge norms give the same sets as a float64 loop, whatever the index, the chunks and the device.
+Candidates come from a fast product (`indexes.py`, `half_search.py`); their distances are then taken directly in
+float64. The product also gives a lower bound on the distance of everything that is no candidate: where the k-th
+candidate is not strictly below it, that query is searched again among all states that the float32 bound does not
+exclude. So duplicates, near ties and huge norms give the same sets as a float64 loop, whatever the index, the chunks
+and the device.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from basins.errors import BasinsError
-from basins.indexes import Index, SearchSpace, make_index, search_space
+from basins.half_search import HalfFlat, halves, refusal
+from basins.indexes import HALF_FROM, Index, SearchSpace, make_index, search_space, uses_half
 from basins.settings import ScorerSettings
 
 # More candidates than k, so that the bound can usually tell them from the rest.
 MARGIN = 16
 PAIRS_PER_CHUNK = 2**21
+PAIRS_PER_CHUNK_GPU = 2**25
 PAIRS_AT_ONCE = 2**15
 CANDIDATE_FLOATS = 2**24
 
@@ -84,11 +87,14 @@ def find_neighbors(
     report: dict[str, Any] = {"searched_again": 0}
     if not bank_table.usable.any() or not query_table.usable.any():
         return Neighbors(ids, distances.to(query.dtype), report)
-    space = search_space(query, bank, bank_table.usable, settings)
-    for queries, members in _groups(query_table, bank_table, settings):
+    space = search_space(query, bank, bank_table.usable, settings, query_table.usable)
+    half = uses_half(settings, len(bank), device)
+    if settings.index == "auto" and not half and device.type == "cuda" and len(bank) >= HALF_FROM:
+        report["half_refused"] = refusal(device)
+    for queries, members in _groups(query_table, bank_table, settings, half):
         if not len(members):
             continue
-        found = _Group(space, queries, members, query_table, bank_table, settings, same).run(ids, distances)
+        found = _Group(space, queries, members, query_table, bank_table, settings, same).run(ids, distances, half)
         report = _together(report, found)
     if settings.metric == "cosine":
         distances = distances.square() / 2
@@ -106,17 +112,20 @@ def _together(report: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _groups(
-    query_table: TokenTable, bank_table: TokenTable, settings: ScorerSettings
+    query_table: TokenTable, bank_table: TokenTable, settings: ScorerSettings, together: bool
 ) -> Iterator[tuple[Int[Tensor, "q"], Int[Tensor, "m"]]]:
-    """(queries, bank members) that are searched together: everything, or one group for each token id."""
+    """(queries, bank members) that are searched together: everything, or one group for each token id.
+
+    `together`: everything, also where tokens matter.
+    """
     queries = query_table.usable.nonzero()[:, 0]
     members = bank_table.usable.nonzero()[:, 0]
-    if settings.neighbors != "same_token":
+    query_token, bank_token = query_table.token, bank_table.token
+    if settings.neighbors == "same_token" and (query_token is None or bank_token is None):
+        raise BasinsError('neighbors="same_token" needs the token ids of the scored states and of the bank.')
+    if settings.neighbors != "same_token" or together or query_token is None or bank_token is None:
         yield queries, members
         return
-    query_token, bank_token = query_table.token, bank_table.token
-    if query_token is None or bank_token is None:
-        raise BasinsError('neighbors="same_token" needs the token ids of the scored states and of the bank.')
     query_tokens, bank_tokens = query_token[queries], bank_token[members]
     query_order, bank_order = query_tokens.argsort(stable=True), bank_tokens.argsort(stable=True)
     query_sorted, bank_sorted = query_tokens[query_order], bank_tokens[bank_order]
@@ -147,26 +156,34 @@ class _Group:
         self.leave_self_out = same and not settings.include_self
         self.other_sequence = same and settings.neighbors == "cross_sequence"
         self.query_sequence, self.bank_sequence = query_table.sequence, bank_table.sequence
+        self.query_token, self.bank_token = query_table.token, bank_table.token
         # How many states the rules can forbid one query: an index is asked for that many more.
         self.may_forbid = int(self.leave_self_out)
         if self.other_sequence:
             self.may_forbid = int(bank_table.sequence[members].bincount().max())
 
     def forbidden(self, queries: Int[Tensor, "*q"], members: Int[Tensor, "*m"]) -> Bool[Tensor, "*pair"]:
-        """Pairs that the rules exclude within the group."""
+        """Pairs that the rules exclude."""
         if self.other_sequence:
             return self.query_sequence[queries] == self.bank_sequence[members]
-        if self.leave_self_out:
-            return queries == members
-        return (queries == -2) & (members == -2)
+        out = (queries == members) & self.leave_self_out
+        if self.settings.neighbors == "same_token" and self.query_token is not None and self.bank_token is not None:
+            out = out | (self.query_token[queries] != self.bank_token[members])
+        return out
 
-    def run(self, ids: Tensor, distances: Tensor) -> dict[str, Any]:
+    def run(self, ids: Tensor, distances: Tensor, half: bool) -> dict[str, Any]:
         """Fill the rows of the group's queries; say what was used."""
         k, again = self.settings.k, 0
-        index = make_index(self.space, self.members, self.settings)
-        for queries in self.queries.split(max(1, CANDIDATE_FLOATS // ((k + MARGIN) * self.space.width))):
-            found, bound = self._candidates(index, queries)
-            exact = self.space.squared_distances(queries[:, None].expand_as(found), found.clamp_min(0))
+        index = self._half_index() if half else make_index(self.space, self.members, self.settings)
+        at_once = max(1, CANDIDATE_FLOATS // ((k + MARGIN) * self.space.width))
+        for queries in self.queries.split(index.per_call if isinstance(index, HalfFlat) else at_once):
+            if isinstance(index, HalfFlat):
+                found, bound = index.search(queries)
+                found = found.masked_fill(self.forbidden(queries[:, None], found), -1)
+                exact = index.squared_distances(self.space.query, self.space.bank, queries, found)
+            else:
+                found, bound = self._candidates(index, queries)
+                exact = self.space.squared_distances(queries[:, None].expand_as(found), found.clamp_min(0))
             chosen, chosen_distances = _nearest(found, exact.masked_fill(found < 0, float("inf")), k)
             # An approximate index proves nothing, but it must not leave a token without neighbours that it has.
             complete = chosen_distances[:, -1].isfinite()
@@ -180,6 +197,17 @@ class _Group:
             ids[queries[complete]] = chosen[complete]
             distances[queries[complete]] = chosen_distances[complete].sqrt()
         return index.report | {"searched_again": again}
+
+    def _half_index(self) -> HalfFlat:
+        space = self.space
+        query = halves(space.query, space.centre, space.scale)
+        bank = query if space.query is space.bank else halves(space.bank, space.centre, space.scale)
+        labels = 0, self.query_sequence, self.bank_sequence
+        if self.other_sequence:
+            labels = 1, self.query_sequence, self.bank_sequence
+        elif self.settings.neighbors == "same_token" and self.query_token is not None and self.bank_token is not None:
+            labels = 2, self.query_token, self.bank_token
+        return HalfFlat(query, bank, self.members, space.scale, labels, self.settings.k + self.leave_self_out)
 
     def _candidates(self, index: Index, queries: Int[Tensor, "q"]) -> tuple[Int[Tensor, "q c"], Float[Tensor, "q"]]:
         """Allowed candidates (-1: none), and a squared distance that every other allowed member reaches or exceeds."""
@@ -198,7 +226,8 @@ class _Group:
     def _search_again(self, queries: Int[Tensor, "q"], reach: Float[Tensor, "q"]) -> tuple[Tensor, Tensor]:
         """Search all members that the bound does not put beyond `reach`, the k-th candidate's squared distance."""
         results = []
-        step = max(1, PAIRS_PER_CHUNK // len(self.members))
+        at_once = PAIRS_PER_CHUNK if queries.device.type == "cpu" else PAIRS_PER_CHUNK_GPU
+        step = max(1, at_once // len(self.members))
         for some, limit in zip(queries.split(step), reach.split(step), strict=True):
             within = self.space.lower_bounds(some, self.members) <= limit[:, None]
             within &= ~self.forbidden(some[:, None], self.members[None, :])

@@ -56,7 +56,8 @@ class BasinScorer:
         shrink: t in (0, 1]; neighbours x_j are moved to x + t (x_j - x) before the block is re-run; towards 0 the
             relative score tends to ln(tr S / tr J S J^T).
         eps: added to variances before logarithms.
-        index: "auto", "exact" (torch), "faiss" (exact), "faiss-ivf" (approximate, and the result says so).
+        index: "auto", "exact" (torch), "half" (exact too: float16 products and a proof, for GPUs), "faiss" (exact),
+            "faiss-ivf" (approximate, and the result says so).
         dtype: of distances and variances, "float32" or "float64"; None takes float64 for float64 models, else float32.
             Blocks run in the model's own dtype.
         batch_size: sequences in one forward pass or re-run; None plans it. Results do not depend on it.

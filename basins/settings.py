@@ -13,7 +13,7 @@ from basins.errors import BasinsError, choose
 METHODS = ("rerun", "lookup")
 NEIGHBORS = ("same_layer", "cross_sequence", "same_token")
 METRICS = ("euclidean", "cosine")
-INDEXES = ("auto", "exact", "faiss", "faiss-ivf")
+INDEXES = ("auto", "exact", "half", "faiss", "faiss-ivf")
 DTYPES = ("float32", "float64")
 PACKAGES = ("compression-basins", "torch", "transformer-lens", "transformers", "numpy", "faiss-cpu")
 

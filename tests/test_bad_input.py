@@ -32,7 +32,10 @@ def refused(pattern):
         ({"method": None}, r"method=None is not an option. Possible: 'rerun', 'lookup'\."),
         ({"neighbors": "all"}, r"neighbors='all' .* Possible: 'same_layer', 'cross_sequence', 'same_token'\."),
         ({"metric": "dot"}, r"metric='dot' is not an option. Possible: 'euclidean', 'cosine'\."),
-        ({"index": "hnsw"}, r"index='hnsw' is not an option. Possible: 'auto', 'exact', 'faiss', 'faiss-ivf'\."),
+        (
+            {"index": "hnsw"},
+            r"index='hnsw' is not an option. Possible: 'auto', 'exact', 'half', 'faiss', 'faiss-ivf'\.",
+        ),
         ({"index": ["exact"]}, r"index=\['exact'\] is not an option"),
         (
             {"dtype": "float16"},

@@ -17,7 +17,10 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 ROWS = [
     ["errors", "settings", "progress", "folders"],
     ["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
-    ["activations", "neighbors", "indexes", "rerun", "hooked_transformer", "patching", "selfcheck", "distinct"],
+    [
+        *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
+        *["rerun", "hooked_transformer", "patching", "selfcheck"],
+    ],
     ["scores", "attributed", "fitted_bank"],
     [
         *["scorer", "transition", "sources", "results", "attribution", "stats"],
@@ -48,6 +51,9 @@ WITHIN_A_ROW = {
     ("gguf_files", "load_errors"),
     ("corpus", "texts"),
     ("neighbors", "indexes"),
+    ("neighbors", "half_search"),
+    ("indexes", "half_search"),
+    ("half_search", "half_kernels"),
     ("hooked_transformer", "patching"),
     ("rerun", "hooked_transformer"),
     ("rerun", "patching"),

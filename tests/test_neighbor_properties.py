@@ -30,7 +30,7 @@ rules = st.fixed_dictionaries(
         "include_self": st.booleans(),
     }
 )
-indexes = st.sampled_from(["exact", "faiss"])
+indexes = st.sampled_from(["exact", "half", "faiss"])
 
 
 def search(states, mask, ids, k, exclude_first=0, **options):

@@ -15,7 +15,7 @@ from basins import indexes, neighbors
 from basins.neighbors import find_neighbors, table_of
 from basins.settings import ScorerSettings
 
-EXACT_INDEXES = ("auto", "exact", "faiss")
+EXACT_INDEXES = ("auto", "exact", "half", "faiss")
 RULES = ("same_layer", "cross_sequence", "same_token")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 K = 3
