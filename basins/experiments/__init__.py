@@ -6,5 +6,6 @@ found.save("runs/importance")
 """
 
 from basins.experiments.importance import Importance, importance
+from basins.experiments.memorization import Memorization, memorization
 
-__all__ = ["Importance", "importance"]
+__all__ = ["Importance", "Memorization", "importance", "memorization"]

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basins.errors import BasinsError
 from basins.experiments import importance_tables as tables
 from basins.experiments.importance_measures import SIGNED, check_methods, measure
 from basins.experiments.importance_words import read_out, verdicts
+from basins.experiments.loaded import load_models
 from basins.experiments.primary import PRIMARY, SCORER, SCORES, THRESHOLDS
 from basins.experiments.sequences import Sequences, sequences
 from basins.experiments.token_columns import CONFOUNDS, column_frame, join, score_frame
-from basins.lens import check_layers, check_model, model_name
-from basins.models import load_model
+from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.scores import BasinScores
 from basins.settings import versions, whole
@@ -80,9 +79,9 @@ def importance(
     layers: Any = None,
     methods: list[str] | None = None,
     max_length: int = 128,
-    sample_rows: int = 16,
-    ablated: int = 256,
-    steps: int = 16,
+    sample_rows: int = 12,
+    ablated: int = 192,
+    steps: int = 10,
     k: int = SCORER["k"],
     n_resamples: int = 500,
     n_permutations: int = 2000,
@@ -114,7 +113,7 @@ def importance(
     for name, value, least in (("sample_rows", sample_rows, 4), ("ablated", ablated, 8), ("steps", steps, 1)):
         whole(name, value, least, "it sizes the sample that costly methods are measured on.")
     chosen = check_methods(methods)
-    loaded = _load(model, second_model)
+    loaded = load_models(model, second_model)
     frames: dict[str, pd.DataFrame] = {}
     scores: dict[str, BasinScores] = {}
     about: dict[str, Any] = {}
@@ -175,24 +174,6 @@ def importance(
     return Importance(
         correlations, merged["quartiles"], merged["agreement"], judged, frames, scores, reading, grade, settings
     )
-
-
-def _load(model: Any, second: Any) -> dict[str, Any]:
-    """Name -> model, the first first."""
-    if isinstance(second, str) and second == "auto":
-        second = "pocket-mini" if isinstance(model, str) and model == "pocket" else None
-    loaded: dict[str, Any] = {}
-    for one in (model, second):
-        if one is None:
-            continue
-        named = isinstance(one, (str, Path))
-        found = load_model(one) if named else one
-        check_model(found)
-        name = Path(one).name if named else model_name(found)
-        if name in loaded:
-            raise BasinsError(f"Both models are {name!r}. The second one shows whether a finding holds elsewhere.")
-        loaded[name] = found
-    return loaded
 
 
 def _rescored(scorer: BasinScorer, rows: Sequences, half: Any, frame: pd.DataFrame, layers: tuple[int, ...]) -> Any:

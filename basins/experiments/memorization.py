@@ -1,0 +1,224 @@
+"""Do memorised sequences compress differently, and does that say more than the loss already does?"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from basins.experiments import memorization_tables as tables
+from basins.experiments.loaded import load_models
+from basins.experiments.memorization_measures import Measured, depths, measure
+from basins.experiments.memorization_passages import WINDOW, Passages, from_file, natural, planted
+from basins.experiments.memorization_training import train
+from basins.experiments.memorization_words import THRESHOLDS, read_out, verdicts
+from basins.experiments.primary import SCORER
+from basins.lens import check_layers
+from basins.scorer import BasinScorer
+from basins.scores import BasinScores
+from basins.settings import versions, whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QUESTION = "Do memorised sequences compress differently, and does that say more than the loss already does?"
+POCKETS = ("pocket", "pocket-mini")
+
+
+@dataclass(frozen=True)
+class Memorization:
+    """What the experiment found. Every table is tidy and has a column `model`; absent parts are empty tables.
+
+    `labels`: a row a passage: group, dose, all kinds of labels, loss. `doses`: labels and means by dose.
+    `dose_response`: rank correlation of dose with every measure at every layer. `tests`: each contrast in each measure
+    and layer: r, difference, g, AUROC, TPR. `baselines`: the AUROCs of `tests` that have no layer. `added`: what
+    compression adds to the loss. `blind`: what words alone tell. `spans`: tokens inside memorised spans. `recited`,
+    `effect`, `by_exposures`, `dynamics`: controlled fine-tuning. Measures point upwards: higher is what is expected of
+    memorised text.
+    """
+
+    labels: pd.DataFrame
+    doses: pd.DataFrame
+    dose_response: pd.DataFrame
+    tests: pd.DataFrame
+    baselines: pd.DataFrame
+    added: pd.DataFrame
+    blind: pd.DataFrame
+    spans: pd.DataFrame
+    recited: pd.DataFrame
+    effect: pd.DataFrame
+    by_exposures: pd.DataFrame
+    dynamics: pd.DataFrame
+    verdicts: pd.DataFrame
+    matrices: Mapping[str, pd.DataFrame] = field(repr=False)
+    tokens: Mapping[str, pd.DataFrame] = field(repr=False)
+    scores: Mapping[str, BasinScores] = field(repr=False)
+    reading: str
+    grade: str
+    settings: dict[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"Memorization: {self.grade}\n{self.verdicts.round(3).to_string(index=False)}\n\n{self.reading}"
+
+    __repr__ = __str__
+
+    def figures(self) -> dict[str, Any]:
+        """Name -> matplotlib figure: strip plot, distributions, layer curves, dose-response, ROC, training."""
+        return importlib.import_module("basins.memorization_plots").figures(self)
+
+    def token_page(self) -> str | None:
+        """An HTML page of passages with the score beside the loss."""
+        return importlib.import_module("basins.memorization_view").token_page(self)
+
+    def save(self, folder: str | Path, *, pictures: bool = True, command: str | None = None) -> Path:
+        """Write tables, statistics, figures, the token page, verdict and reading into a new folder, all or nothing."""
+        return importlib.import_module("basins.experiment_runs").write(self, folder, pictures=pictures, command=command)
+
+
+def memorization(
+    model: Any = "pocket",
+    *,
+    second_model: Any = "auto",
+    reference: Any = "auto",
+    passages: str | Path | Passages | None = None,
+    finetune: bool = False,
+    dynamics: bool = False,
+    finetune_texts: list[str] | None = None,
+    n_seeds: int = 1,
+    learning_rate: float = 1e-3,
+    window: int | None = None,
+    threshold: float = 0.8,
+    layers: Any = None,
+    k: int = SCORER["k"],
+    n_resamples: int = 200,
+    n_permutations: int = 500,
+    seed: int = 0,
+) -> Memorization:
+    """Label passages by what the model reproduces, and compare their compression with that of others.
+
+    Primary: the mean relative re-run score of a passage's continuation, against the group. Beside it stand update and
+    raw scores, lookup, density, distances, intrinsic dimension, norms, and the loss baselines.
+
+    Args:
+        model: a loaded TransformerLens model, or what `basins.load_model` takes.
+        second_model: of the replication; None for none; "auto": pocket-mini for pocket, else none.
+        reference: whose loss on the same text is subtracted; "auto": pocket-mini for pocket, else none.
+        passages: None: the planted passages for the pocket models, famous and novel ones for others; a file with text,
+            group and perhaps dose and source; "planted" or "natural".
+        finetune: fine-tune copies of the first model on random halves of ~100 quotes (or of `finetune_texts`), for
+            `n_seeds` seeds, and compare before and after. dynamics: the same, looked at on the way.
+        window: tokens of text in a passage; longer ones are cut, the first third is the prompt. None: 64 for planted
+            passages, 96 for others.
+        threshold: of the match fraction, above which a passage counts as memorised.
+        layers: transitions of the first model; None: all.
+        n_resamples, n_permutations: of the intervals, and of the tests within passages.
+        seed: of every random choice. The same seed gives the same tables.
+    """
+    whole("n_seeds", n_seeds, 1, "each is run with both halves.")
+    chosen = _passages(model, passages)
+    size = window if window is not None else WINDOW.get(chosen.kind, WINDOW["natural"])
+    whole("window", size, 24, "a third is the prompt, and a continuation needs at least 16 tokens.")
+    loaded = load_models(model, second_model)
+    analysis: dict[str, Any] = SCORER | {"k": k, "seed": seed}
+    parts: dict[str, list[pd.DataFrame]] = {}
+    measured: dict[str, Measured] = {}
+    about: dict[str, Any] = {}
+    for number, (name, one) in enumerate(loaded.items()):
+        scorer = BasinScorer(one, **analysis)
+        wanted = check_layers(one, layers if number == 0 else None)
+        other = _reference(reference, name, loaded)
+        found = measure(scorer, chosen, window=size, layers=wanted, reference=other, threshold=threshold)
+        measured[name] = found
+        for table, frame in _analyse(found, chosen, wanted, n_resamples, n_permutations, seed).items():
+            parts.setdefault(table, []).append(frame.assign(model=name))
+        about[name] = _about(found, wanted)
+    trained = None
+    if finetune or dynamics:
+        first = next(iter(loaded.values()))
+        options = {"n_seeds": n_seeds, "learning_rate": learning_rate, "dynamics": dynamics, "seed": seed}
+        wanted = check_layers(first, layers)
+        trained = train(first, analysis, texts=finetune_texts, layers=wanted, **options)
+    return _result(chosen, parts, measured, about, trained, {
+        "experiment": "memorization", "question": QUESTION, "passages": f"{len(chosen)} {chosen.kind} passages",
+        "about": chosen.about, "primary": f"mean relative re-run score of the continuation; {analysis}",
+        "thresholds": THRESHOLDS, "window": size, "prompt": size // 3, "threshold": threshold, "seed": seed,
+        "n_resamples": n_resamples, "n_permutations": n_permutations, "versions": versions(),
+    })  # fmt: skip
+
+
+def _passages(model: Any, given: Any) -> Passages:
+    if isinstance(given, Passages):
+        return given
+    if given is None:
+        given = "planted" if isinstance(model, str) and model in POCKETS else "natural"
+    if given in ("planted", "natural"):
+        return planted() if given == "planted" else natural()
+    return from_file(given)
+
+
+def _reference(reference: Any, name: str, loaded: dict[str, Any]) -> Any:
+    if isinstance(reference, str) and reference == "auto":
+        if name != "pocket":
+            return None
+        return loaded.get("pocket-mini") or next(iter(load_models("pocket-mini", None).values()))
+    if reference is None:
+        return None
+    return next(iter(load_models(reference, None).values()))
+
+
+def _analyse(
+    found: Measured, chosen: Passages, layers: tuple[int, ...], n_resamples: int, n_permutations: int, seed: int
+) -> dict[str, Any]:
+    options = {"n_resamples": n_resamples, "seed": seed}
+    compared = tables.tests(found.matrix, found.passages, chosen.contrasts, **options)
+    frames = {
+        "labels": found.passages,
+        "tests": compared,
+        "baselines": compared[compared["layer"].isna()].drop(columns=["layer", "measure"]),
+        "added": tables.added_table(tables.adds(found, chosen.contrasts, layers, **options)),
+        "blind": tables.blindly(found, chosen.contrasts, **options),
+        "spans": tables.spans(found, n_permutations=n_permutations, **options),
+    }
+    if chosen.dose is not None:
+        frames["doses"] = tables.doses(found.passages, found.matrix, layers)
+        frames["dose_response"] = tables.dose_response(found.passages, found.matrix, seed)
+    return frames
+
+
+def _about(found: Measured, layers: tuple[int, ...]) -> dict[str, Any]:
+    kept = ("model_fingerprint", "model_dtype", "weight_processing", "n_layers", "d_model", "device", "replay")
+    labels = found.labels.settings
+    return {name: found.scores.settings[name] for name in kept} | {
+        "tokens_scored": int(found.scores.values[0].isfinite().sum()),
+        "excluded": int(labels["n_excluded"]),
+        "decoding": labels.get("decoding"),
+        "depths_of_regressions": depths(layers),
+    }
+
+
+def _result(
+    chosen: Passages, parts: dict[str, list[Any]], measured: dict[str, Measured], about: dict[str, Any], trained: Any,
+    settings: dict[str, Any],
+) -> Memorization:  # fmt: skip
+    import pandas as pd
+
+    names = ("labels", "doses", "dose_response", "tests", "baselines", "added", "blind", "spans")
+    found = {name: pd.concat(parts[name], ignore_index=True) if name in parts else pd.DataFrame() for name in names}
+    found["verdicts"] = verdicts(found["tests"], found["added"], found["blind"], list(measured))
+    settings |= {"models": about, "contrasts": [contrast.name for contrast in chosen.contrasts]}
+    fine = ("recited", "effect", "by_exposures", "dynamics")
+    found |= {name: pd.DataFrame() if trained is None else getattr(trained, name) for name in fine}
+    settings["finetuning"] = None if trained is None else trained.settings
+    reading = read_out(found, settings)
+    grade = str(found["verdicts"]["grade"].iloc[0])
+    return Memorization(
+        **found,
+        matrices={name: one.matrix for name, one in measured.items()},
+        tokens={name: one.tokens for name, one in measured.items()},
+        scores={name: one.scores for name, one in measured.items()},
+        reading=reading,
+        grade=grade,
+        settings=settings,
+    )
