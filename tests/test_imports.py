@@ -31,7 +31,7 @@ ROWS = [
         *["continuation", "kv_cache", "labels"],
         *["dimension", "aggregates", "baselines"],
         *["logistic", "cross_validation", "blind", "matching", "added_value"],
-        *["finetuning", "model_copy", "controlled", "quotes"],
+        *["finetuning", "model_copy", "controlled", "quotes", "natural"],
     ],
     ["experiments"],
     ["plots", "tables", "tokens_view", "runs", "experiment_runs", "importance_plots", "importance_view"],

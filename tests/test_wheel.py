@@ -37,4 +37,5 @@ def test_wheel_holds_the_package_and_the_pocket_models(tmp_path):
     files = {"pocket.safetensors", "pocket-mini.safetensors", "tokenizer.json", "passages.jsonl"}
     assert {f"basins/pocket/files/{name}" for name in files} <= names
     assert "basins/quotes/files/passages.jsonl" in names
+    assert {"basins/natural/files/passages.jsonl", "basins/natural/LICENCES.md"} <= names
     assert "basins/pocket/MODEL_CARD.md" in names or "basins/pocket/files/MODEL_CARD.md" in names
