@@ -141,3 +141,86 @@ def importance(
     console.print(Text(f"{found.grade}: {found.reading}\n"))
     console.print(f"{seconds:.0f} s.")
     console.print(Text(f"Folder: {folder}", style="bold"), soft_wrap=True)
+
+
+@experiment.command()
+def memorization(
+    ctx: typer.Context,
+    model: Model = "pocket",
+    second_model: Annotated[
+        str, typer.Option(help='Of the replication; "auto" is pocket-mini for pocket and else none; or "none".')
+    ] = "auto",
+    reference: Annotated[
+        str, typer.Option(help='Whose loss is subtracted; "auto" is pocket-mini for pocket and else none; or "none".')
+    ] = "auto",
+    passages: Annotated[
+        str | None,
+        typer.Option(help='A .jsonl, .csv or .parquet file with text and group; "planted" or "natural".'),
+    ] = None,
+    plain: Annotated[str | None, typer.Option(help="Plain text (a file or .conllu) for one more comparison.")] = None,
+    finetune: Annotated[bool, typer.Option("--finetune", help="Fine-tune copies on random halves of quotes.")] = False,
+    dynamics: Annotated[bool, typer.Option("--dynamics", help="Fine-tune, and look on the way.")] = False,
+    finetune_texts: Annotated[
+        str | None, typer.Option(help="Passages to fine-tune on, a text file. Unless given: bundled quotes.")
+    ] = None,
+    n_seeds: Annotated[int, typer.Option(help="Draws of the halves; each is run with both halves.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Of the fine-tuning.")] = 1e-3,
+    window: Annotated[int | None, typer.Option(help="Tokens of text a passage is cut to.")] = None,
+    threshold: Annotated[float, typer.Option(help="Match above which a passage counts as memorised.")] = 0.8,
+    layers: Annotated[str | None, typer.Option(help="Transitions, as in 0,3-5,-1. Unless given: all.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Neighbours a token.")] = 15,
+    n_resamples: Annotated[int, typer.Option(help="Of the intervals.")] = 200,
+    n_permutations: Annotated[int, typer.Option(help="Of the tests within passages.")] = 500,
+    out: Out = None,
+    seed: Seed = 0,
+    pictures: Pictures = True,
+    debug: Debug = False,
+) -> None:
+    """Do memorised sequences compress differently, and does that say more than the loss already does?
+
+    \b
+    basins experiment memorization
+    basins experiment memorization --model pocket-mini --finetune --dynamics
+    basins experiment memorization --model model.gguf --plain en_ewt-ud-test.conllu
+    """
+    remember(ctx, debug)
+    from basins.runs import check_run_folder
+
+    folder = check_run_folder(out or free_folder(Path("runs/memorization")), pictures)
+    wanted = parse_numbers("--layers", layers)
+    console = open_console()
+    from basins.corpus import read_texts
+    from basins.experiments import memorization as run
+    from basins.experiments.memorization_words import THRESHOLDS
+
+    texts = read_texts(finetune_texts) if finetune_texts is not None else None
+    console.print(f"Stated before the run: {THRESHOLDS}\n")
+    start = time.monotonic()
+    found = run(
+        model,
+        second_model=None if second_model == "none" else second_model,
+        reference=None if reference == "none" else reference,
+        passages=passages,
+        plain=plain,
+        finetune=finetune,
+        dynamics=dynamics,
+        finetune_texts=texts,
+        n_seeds=n_seeds,
+        learning_rate=learning_rate,
+        window=window,
+        threshold=threshold,
+        layers=wanted,
+        k=k,
+        n_resamples=n_resamples,
+        n_permutations=n_permutations,
+        seed=seed,
+    )
+    seconds = time.monotonic() - start
+    from basins.experiment_runs import write
+
+    write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
+    for title, frame in found.summary_tables().items():
+        console.print(frame_table(title, frame))
+    console.print(Text(f"{found.grade}: {found.reading}\n"))
+    console.print(f"{seconds:.0f} s.")
+    console.print(Text(f"Folder: {folder}", style="bold"), soft_wrap=True)

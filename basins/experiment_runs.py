@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def tables_of(found: Any) -> dict[str, pd.DataFrame]:
     """The result's tables: its fields that are frames."""
     values = {field.name: getattr(found, field.name) for field in fields(found)}
-    return {name: value for name, value in values.items() if hasattr(value, "to_parquet")}
+    return {name: value for name, value in values.items() if hasattr(value, "to_parquet") and len(value)}
 
 
 def write(
@@ -95,6 +95,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
+    if is_dataclass(value):
+        return _plain(vars(value))
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -50,18 +50,24 @@ def _section(found: Importance, frame: pd.DataFrame, row: dict) -> str:
     here = where(frame, layer=int(layer)).copy()
     here["importance"] = here[method].abs() if method in SIGNED else here[method]
     here.loc[~here["used"], [PRIMARY, "importance"]] = np.nan
-    here["left"], here["right"] = _strength(here[PRIMARY]), _strength(here["importance"])
-    shown = [(number, part) for number, part in here.groupby("sequence") if part["right"].notna().any()][:SEQUENCES]
-    body = "".join(f"<tr><td>{_tokens(part, 'left')}</td><td>{_tokens(part, 'right')}</td></tr>" for _, part in shown)
-    opened = " open" if method == found.verdicts["method"].iloc[0] else ""
+    here["left"], here["right"] = ranks_as_colour(here[PRIMARY]), ranks_as_colour(here["importance"])
+    shown = [part for _, part in here.groupby("sequence") if part["right"].notna().any()][:SEQUENCES]
     head = f"{method}, layer {int(layer)}: partial rank correlation {row['partial']:.2f}, {row['grade']}"
+    opened = method == found.verdicts["method"].iloc[0]
+    return side_by_side(head, ("relative score", method), shown, opened)
+
+
+def side_by_side(head: str, titles: tuple[str, str], parts: list[pd.DataFrame], opened: bool) -> str:
+    """A section that folds: a row a sequence, its tokens coloured by the columns `left` and `right`."""
+    body = "".join(f"<tr><td>{_tokens(part, 'left')}</td><td>{_tokens(part, 'right')}</td></tr>" for part in parts)
+    left, right = map(html.escape, titles)
     return (
-        f"<details{opened}><summary>{html.escape(head)}</summary><table><tr><th>relative score</th>"
-        f"<th>{html.escape(method)}</th></tr>{body}</table></details>"
+        f"<details{' open' if opened else ''}><summary>{html.escape(head)}</summary><table><tr><th>{left}</th>"
+        f"<th>{right}</th></tr>{body}</table></details>"
     )
 
 
-def _strength(values: pd.Series) -> pd.Series:
+def ranks_as_colour(values: pd.Series) -> pd.Series:
     """Ranks spread as a normal distribution's values, so that about the outermost in 400 of each side is full."""
     from statistics import NormalDist
 

@@ -7,6 +7,7 @@ All rows of a batch start at position 0 and are equally long at every step. So m
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,14 +65,17 @@ def _bridge_step(model: Any) -> Callable[[Int[Tensor, "batch new"], int], Float[
 
     def step(new: Int[Tensor, "batch new"], end: int) -> Float[Tensor, "batch new d_vocab"]:
         nonlocal past
-        logits, past = model(
-            new,
-            attention_mask=new.new_ones(len(new), end),
-            past_key_values=past,
-            use_cache=True,
-            return_type="logits_and_cache",
-            **only_last,
-        )
+        with warnings.catch_warnings():
+            # transformers would have the cache under its new name, and the bridge passes it under the old one.
+            warnings.filterwarnings("ignore", ".*past_key_values.*deprecated", FutureWarning)
+            logits, past = model(
+                new,
+                attention_mask=new.new_ones(len(new), end),
+                past_key_values=past,
+                use_cache=True,
+                return_type="logits_and_cache",
+                **only_last,
+            )
         return logits
 
     return step

@@ -8,8 +8,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def where(frame: pd.DataFrame, **equal: Any) -> pd.DataFrame:
-    """The rows whose columns have these values: where(table, model="pocket", layer=3)."""
+def where(frame: pd.DataFrame, **equal: Any) -> Any:
+    """The rows whose columns have these values: where(table, model="pocket", layer=3).
+
+    A DataFrame; annotated as anything, because pandas' own types say "or Series" of nearly every step.
+    """
     kept: Any = frame
     for name, value in equal.items():
         kept = kept[kept[name] == value]

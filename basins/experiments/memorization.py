@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from basins.experiments import memorization_tables as tables
 from basins.experiments.loaded import load_models
 from basins.experiments.memorization_measures import Measured, depths, measure
-from basins.experiments.memorization_passages import WINDOW, Passages, from_file, natural, planted
+from basins.experiments.memorization_passages import WINDOW, Passages, from_file, natural, planted, with_plain
 from basins.experiments.memorization_training import train
 from basins.experiments.memorization_words import THRESHOLDS, read_out, verdicts
 from basins.experiments.primary import SCORER
@@ -64,6 +64,10 @@ class Memorization:
 
     __repr__ = __str__
 
+    def summary_tables(self) -> dict[str, pd.DataFrame]:
+        """Title -> the tables that a terminal shows."""
+        return importlib.import_module("basins.experiments.memorization_summary").summary_tables(self)
+
     def figures(self) -> dict[str, Any]:
         """Name -> matplotlib figure: strip plot, distributions, layer curves, dose-response, ROC, training."""
         return importlib.import_module("basins.memorization_plots").figures(self)
@@ -83,6 +87,7 @@ def memorization(
     second_model: Any = "auto",
     reference: Any = "auto",
     passages: str | Path | Passages | None = None,
+    plain: str | Path | None = None,
     finetune: bool = False,
     dynamics: bool = False,
     finetune_texts: list[str] | None = None,
@@ -106,7 +111,8 @@ def memorization(
         second_model: of the replication; None for none; "auto": pocket-mini for pocket, else none.
         reference: whose loss on the same text is subtracted; "auto": pocket-mini for pocket, else none.
         passages: None: the planted passages for the pocket models, famous and novel ones for others; a file with text,
-            group and perhaps dose and source; "planted" or "natural".
+            group and perhaps dose and source; "planted" or "natural". plain: a file of plain text (or CoNLL-U) for
+            one more comparison.
         finetune: fine-tune copies of the first model on random halves of ~100 quotes (or of `finetune_texts`), for
             `n_seeds` seeds, and compare before and after. dynamics: the same, looked at on the way.
         window: tokens of text in a passage; longer ones are cut, the first third is the prompt. None: 64 for planted
@@ -118,6 +124,8 @@ def memorization(
     """
     whole("n_seeds", n_seeds, 1, "each is run with both halves.")
     chosen = _passages(model, passages)
+    if plain is not None:
+        chosen = with_plain(chosen, plain, seed=seed)
     size = window if window is not None else WINDOW.get(chosen.kind, WINDOW["natural"])
     whole("window", size, 24, "a third is the prompt, and a continuation needs at least 16 tokens.")
     loaded = load_models(model, second_model)
@@ -207,7 +215,7 @@ def _result(
     names = ("labels", "doses", "dose_response", "tests", "baselines", "added", "blind", "spans")
     found = {name: pd.concat(parts[name], ignore_index=True) if name in parts else pd.DataFrame() for name in names}
     found["verdicts"] = verdicts(found["tests"], found["added"], found["blind"], list(measured))
-    settings |= {"models": about, "contrasts": [contrast.name for contrast in chosen.contrasts]}
+    settings |= {"models": about, "compared": list(chosen.contrasts)}
     fine = ("recited", "effect", "by_exposures", "dynamics")
     found |= {name: pd.DataFrame() if trained is None else getattr(trained, name) for name in fine}
     settings["finetuning"] = None if trained is None else trained.settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from basins.corpus import TokenBatch, tokenize
+from basins.corpus import TokenBatch, read_texts, tokenize
 from basins.errors import BasinsError
 
 # Tokens of text a passage is cut to, so that the prompt (its first third) has the same length in all of them.
 WINDOW = {"planted": 64, "natural": 96}
-COLUMNS = ("text", "group", "dose", "source")
+WORDS = (60, 100)  # of a piece of plain text, about as many as a famous passage has
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,68 @@ def natural() -> Passages:
     contrasts = (
         Contrast("famous against matched novel", ("famous",), ("novel",)),
         Contrast("famous against WikiText-103", ("famous",), ("wikitext",)),
-        Contrast("famous against Universal Dependencies", ("famous",), ("ud",)),
-        Contrast("famous with a long run against all others", ("famous",), ("novel", "wikitext", "ud"), label="run"),
+        Contrast("famous with a long run against all others", ("famous",), ("novel", "wikitext"), label="run"),
     )
     about = (
         "famous public-domain passages; novel passages written to match them in style and length, odd prose and so "
-        "harder than plain text; WikiText-103 test and Universal Dependencies (English EWT test) as plain text"
+        "harder than plain text; WikiText-103 test as plain text"
     )
     # A novel passage stays in the fold of the famous one that it was written to match.
     source = tuple(passage.match or passage.id for passage in found)
     return Passages("natural", tuple(passage.text for passage in found), group, source, None, contrasts, about)
+
+
+def with_plain(passages: Passages, path: str | Path, n: int = 60, seed: int = 0) -> Passages:
+    """`passages` and, as one more group, up to `n` pieces of plain text from a file, against the first group.
+
+    A CoNLL-U file gives runs of consecutive sentences of one document, any other file its texts; pieces of 60 to 100
+    words, at most one a document or text, drawn by `seed`.
+    """
+    path = Path(path).expanduser()
+    name = path.stem
+    if name in passages.group:
+        raise BasinsError(f"{path} would make a group {name!r}, which there is already. Rename the file.")
+    documents = _sentences(path) if path.suffix == ".conllu" else [[text] for text in read_texts(path)]
+    pieces = [piece for document in documents if (piece := _piece(document))]
+    if len(pieces) < 2:
+        raise BasinsError(f"{path} has {len(pieces)} pieces of {WORDS[0]} to {WORDS[1]} words; at least 2 are needed.")
+    drawn = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))[:n].sort().values.tolist()
+    first = passages.contrasts[0].positive
+    return replace(
+        passages,
+        text=(*passages.text, *(pieces[i] for i in drawn)),
+        group=(*passages.group, *[name] * len(drawn)),
+        source=(*passages.source, *(f"{name} {i}" for i in drawn)),
+        dose=None if passages.dose is None else (*passages.dose, *[0] * len(drawn)),
+        contrasts=(*passages.contrasts, Contrast(f"{first[0]} against {name}", first, (name,))),
+        about=f"{passages.about}; {len(drawn)} pieces of {path.name}",
+    )
+
+
+def _sentences(path: Path) -> list[list[str]]:
+    """The sentences of each document of a CoNLL-U file."""
+    if not path.is_file():
+        raise BasinsError(f"{path} does not exist.")
+    documents: list[list[str]] = [[]]
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# newdoc"):
+            documents.append([])
+        elif line.startswith("# text = "):
+            documents[-1].append(line.removeprefix("# text = ").strip())
+    return documents
+
+
+def _piece(sentences: list[str]) -> str | None:
+    """The first run of whole sentences with the right number of words."""
+    for start in range(len(sentences)):
+        for end in range(start + 1, len(sentences) + 1):
+            text = " ".join(sentences[start:end])
+            n_words = len(text.split())
+            if n_words > WORDS[1]:
+                break
+            if n_words >= WORDS[0]:
+                return text
+    return None
 
 
 def from_file(path: str | Path) -> Passages:

@@ -164,17 +164,25 @@ def blindly(measured: Measured, contrasts: Iterable[Contrast], *, n_resamples: i
 def spans(measured: Measured, *, n_resamples: int, n_permutations: int, seed: int) -> pd.DataFrame:
     """Within passages: are tokens inside memorised spans compressed differently? One row a (layer, score).
 
-    Rank correlation of being in a run of at least 8 first choices with each score; `partial` with density, position and
-    the token's own frequency removed; p by rotating passages, max-T over everything.
+    Only passages that have tokens inside and outside of runs of at least 8 first choices; every column less its mean in
+    the passage, so that nothing between passages counts. Rank correlation of being inside with each score; `partial`
+    with density, position and the token's own frequency removed; p by rotating passages, max-T over everything.
     """
     import pandas as pd
 
     frame = measured.tokens
     counts = frame.groupby("token_id")["token_id"].transform("size")
-    frame = frame.assign(log_frequency=np.log(counts), cluster=frame["sequence"])
+    frame = frame.assign(log_frequency=np.log(counts), cluster=frame["sequence"], place=frame["position"])
     scores = [name for name in ("relative", "update", "raw", "lookup_relative") if name in frame]
-    confounds = ["density", "position", "log_frequency"]
-    aligned = align(frame, [*scores, "span", *confounds])
+    confounds = ["density", "place", "log_frequency"]
+    inside: Any = frame.groupby("sequence")["span"].transform("mean")
+    names = [*scores, "span", *confounds]
+    frame = frame[(inside > 0) & (inside < 1)].copy()
+    frame["used"] &= frame[names].notna().all(axis=1)
+    frame["span_share"] = frame["span"]
+    means = frame[frame["used"]].groupby(["layer", "sequence"])[names].transform("mean")
+    frame.loc[frame["used"], names] -= means
+    aligned = align(frame, [*names, "span_share"])
     if not aligned.layers:
         return pd.DataFrame({"layer": [], "score": [], "partial": [], "p_corrected": []})
     cells = correlation_grid(
@@ -192,7 +200,9 @@ def spans(measured: Measured, *, n_resamples: int, n_permutations: int, seed: in
         row = {"layer": aligned.layers[cell.layer], "score": cell.y, "rho": cell.raw.estimate}
         row |= {"partial": cell.partial.estimate, "low": low, "high": high, "p": cell.partial.p}
         row |= {"p_corrected": cell.partial.p_corrected, "n_tokens": cell.partial.n_tokens}
-        rows.append(row | {"share_in_spans": float(aligned.columns["span"].mean()), "reason": cell.partial.reason})
+        rows.append(
+            row | {"share_in_spans": float(aligned.columns["span_share"].mean()), "reason": cell.partial.reason}
+        )
     return pd.DataFrame(rows)
 
 

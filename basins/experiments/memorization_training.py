@@ -103,9 +103,9 @@ def _measure(model: Any, batch: Any, prompt: int, analysis: dict[str, Any], laye
     where = labels.continuation
     scores = BasinScorer(model, **analysis).score_tokens(batch.tokens, batch.attention_mask, layers=layers)
     found: Any = score_aggregates(scores, where)
-    found = found[found["measure"].isin(MEASURES)].rename(columns={"sequence": "passage"})
+    found = found.loc[found["measure"].isin(MEASURES)].rename(columns={"sequence": "passage"})
     losses = token_losses(model, batch.tokens, batch.attention_mask).masked_fill(~where, float("nan")).nanmean(1)
-    table = labels.to_frame()[["sequence", "free_edit", "free"]].rename(columns={"sequence": "passage"})
+    table: Any = labels.to_frame().rename(columns={"sequence": "passage"})[["passage", "free_edit", "free"]]
     table["loss"] = losses.numpy()
     return found[["passage", "measure", "layer", "value"]].merge(table, on="passage", validate="many_to_one")
 

@@ -62,7 +62,7 @@ def _of(tests: Any, added: Any, contrast: str, model: str) -> tuple[Any, dict[st
     """The primary rows of a contrast, and what compression adds to the baselines in it."""
     layers = where(tests, model=model, contrast=contrast, measure=PRIMARY)
     rows = where(added, model=model, contrast=contrast, sample="all", name="compression adds")
-    nothing = dict.fromkeys(("estimate", "low", "high", "p_corrected"), math.nan)
+    nothing: dict[str, float] = dict.fromkeys(("estimate", "low", "high", "p_corrected"), math.nan)
     return layers, rows.iloc[0].to_dict() if len(rows) else nothing
 
 
@@ -118,11 +118,13 @@ def _sentence(row: dict[str, Any]) -> str:
         return f"{name}: nothing can be said{few}."
     verb = "more" if row["r"] > 0 else "less"
     said = (
-        f"{name} ({int(row['n_positive'])} against {int(row['n_negative'])}): {row['grade']}. They are compressed {verb} "
-        f"(r = {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at layer {int(row['layer'])}, corrected p = "
+        f"{name} ({int(row['n_positive'])} against {int(row['n_negative'])}): {row['grade']}. They are compressed "
+        f"{verb} (r = {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at layer {int(row['layer'])}, corrected p = "
         f"{row['p_corrected']:.2g}; AUROC {row['auroc']:.2f}, that of the loss {row['auroc_loss']:.2f})."
     )
-    if row["adds"] == row["adds"]:
+    if row["auroc_loss"] == 1:
+        said += " The loss alone separates them perfectly, so nothing could add to it."
+    elif row["adds"] == row["adds"]:
         adds = "Compression adds to the loss baselines" if _adds(row) else "Compression adds nothing shown to the loss"
         said += f" {adds}: {row['adds']:+.3f} AUROC [{row['adds_low']:+.3f}, {row['adds_high']:+.3f}]."
     if row["fair"] == "no":
