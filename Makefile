@@ -12,7 +12,7 @@ SHAPED := block_calls distinct half_search hooked_transformer indexes neighbors 
 SHAPES := --jaxtyping-packages=$(subst $(empty) $(empty),,$(SHAPED:%=basins.%,))beartype.beartype
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-real test-compat lint types clean
+.PHONY: help demo test test-slow test-real test-compat experiments lint types clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,11 @@ test-compat: $(VENV)/dev.stamp .venv-tl39/stamp .venv-tl218/stamp ## the same sc
 	$(BIN)/python tests/compat/make_reference.py $(REFERENCE)
 	BASINS_COMPAT=$(CURDIR)/$(REFERENCE) .venv-tl39/bin/python -m pytest tests/compat -m compat
 	BASINS_COMPAT=$(CURDIR)/$(REFERENCE) .venv-tl218/bin/python -m pytest tests/compat -m compat
+
+experiments: $(VENV)/dev.stamp ## both experiments on the shipped models, as a user runs them, into build/
+	rm -rf build/importance build/memorization
+	$(BIN)/basins experiment importance --out build/importance
+	$(BIN)/basins experiment memorization --out build/memorization
 
 lint: $(VENV)/dev.stamp ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -13,7 +13,20 @@ import numpy as np
 from basins.experiments.frames import where
 from basins.experiments.importance_measures import SIGNED
 from basins.experiments.primary import PRIMARY
-from basins.plots import DENSITY, FONT, LOOKUP, NOTE, PAGE, RERUN, RHO, label_axes, new_figure, plain_axes, write_note
+from basins.plots import (
+    DENSITY,
+    FONT,
+    LOOKUP,
+    NOTE,
+    PAGE,
+    RERUN,
+    RHO,
+    add_legend,
+    label_axes,
+    new_figure,
+    plain_axes,
+    write_note,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +76,7 @@ def plot_layer_curves(found: Importance) -> Figure:
         axes.axhline(0, color=NOTE, linewidth=0.6)
         axes.set_ylim(-1, 1)
         label_axes(axes, method, f"{RHO}, partial")
-    panels[0][0].legend(fontsize=FONT - 3, frameon=False)
+    add_legend(panels[0][0], FONT - 3)
     write_note(figure, f"Bands: 95% intervals, sequences resampled. {_about(found)}")
     return figure
 

@@ -17,6 +17,7 @@ from basins.plots import (
     PAGE,
     RERUN,
     RHO,
+    add_legend,
     label_axes,
     new_figure,
     plain_axes,
@@ -92,7 +93,7 @@ def plot_distributions(found: Memorization) -> Figure:
             for color, group in zip(COLORS, dict.fromkeys(labels["group"]), strict=False):
                 rows = (labels["group"] == group).to_numpy() & np.isfinite(values)
                 axes.hist(values[rows], bins, density=True, histtype="step", color=color, label=group)
-        axes.legend(fontsize=FONT - 2, frameon=False)
+        add_legend(axes)
         label_axes(axes, _layer_words(name), "density")
         axes.set_xlabel(title, fontsize=FONT)
     write_note(figure, f"{model}. {_about(found)}")
@@ -114,7 +115,7 @@ def plot_layer_curves(found: Memorization) -> Figure:
         axes.set_ylim(-1, 1)
         label_axes(axes, contrast, "point-biserial r")
         axes.set_xlabel("layer", fontsize=FONT)
-    panels[0].legend(fontsize=FONT - 2, frameon=False)
+    add_legend(panels[0])
     write_note(
         figure, f"{model}; bands: 95% intervals. Above 0: memorised passages are compressed more. {_about(found)}"
     )
@@ -139,7 +140,7 @@ def plot_roc(found: Memorization) -> Figure:
                 false, true = _roc(values[kept], positive[kept])
                 axes.plot(false, true, label=name, color=color, linewidth=1.2)
         axes.plot([0, 1], [0, 1], color=NOTE, linewidth=0.6, linestyle=":")
-        axes.legend(fontsize=FONT - 2, frameon=False)
+        add_legend(axes)
         label_axes(axes, contrast.name, "true positives")
         axes.set_xlabel("false positives", fontsize=FONT)
     write_note(figure, f"{model}; areas with intervals are in the tables. {_about(found)}")
@@ -163,7 +164,7 @@ def plot_dose_response(found: Memorization) -> Figure:
         for name, color in (("free", COLORS[0]), ("forced_match", COLORS[1]), ("run", COLORS[2])):
             doses.plot(range(len(table)), table[name], label=name, color=color, marker="o", markersize=3)
         doses.set_xticks(range(len(table)), table["dose"].astype(int), fontsize=FONT - 1)
-        doses.legend(fontsize=FONT - 2, frameon=False)
+        add_legend(doses)
         label_axes(doses, f"{model}: labels", "share")
         doses.set_xlabel("dose", fontsize=FONT)
         response = where(found.dose_response, model=model)
@@ -172,7 +173,7 @@ def plot_dose_response(found: Memorization) -> Figure:
             curves.plot(rows["layer"], rows["rho"], label=name, linewidth=1.3, markersize=3, **style)
             curves.fill_between(rows["layer"], rows["low"], rows["high"], color=style["color"], alpha=0.15)
         curves.axhline(0, color=NOTE, linewidth=0.6)
-        curves.legend(fontsize=FONT - 2, frameon=False)
+        add_legend(curves)
         label_axes(curves, f"{model}: dose and score", f"Spearman's {RHO} with dose")
         curves.set_xlabel("layer", fontsize=FONT)
     write_note(figure, f"Bands: 95% intervals. {_about(found)}")
@@ -194,7 +195,7 @@ def plot_effect(found: Memorization) -> Figure:
                 axes.plot(at, rows["estimate"], label=name, linewidth=1.3, markersize=3, **style)
                 axes.fill_between(at, rows["low"], rows["high"], color=style["color"], alpha=0.15)
             axes.axhline(0, color=NOTE, linewidth=0.6)
-            axes.legend(fontsize=FONT - 2, frameon=False)
+            add_legend(axes)
             label_axes(axes, f"{plan} exposures", "trained less control (nats)")
             axes.set_xlabel("layer", fontsize=FONT)
     runs = len(found.settings["finetuning"]["runs"])
@@ -215,7 +216,7 @@ def plot_dynamics(found: Memorization) -> Figure:
             axes.set_xticks(range(len(means)), means.index, fontsize=FONT - 1)
         label_axes(axes, name, title)
         axes.set_xlabel("epoch (times each trained passage was seen)", fontsize=FONT)
-    panels[0].legend(fontsize=FONT - 2, frameon=False)
+    add_legend(panels[0])
     write_note(figure, "One run, 16 exposures. The relative score is the mean over layers.")
     return figure
 

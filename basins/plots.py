@@ -170,6 +170,12 @@ def label_axes(axes: Axes, title: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel, fontsize=FONT)
 
 
+def add_legend(axes: Axes, size: int = FONT - 2) -> None:
+    """A legend where something is drawn; matplotlib warns of an empty one."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=size, frameon=False)
+
+
 def plain_axes(axes: Axes) -> None:
     axes.tick_params(labelsize=FONT - 1)
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,6 +17,7 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "disabled",
     "MPLBACKEND": "agg",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow a busy machine tenfold
 }.items():
     os.environ[_name] = _value
 _THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)

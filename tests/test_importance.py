@@ -27,7 +27,7 @@ from basins.experiments.primary import PRIMARY, SCORES
 from basins.experiments.sequences import sequences
 
 SMALL = {
-    "second_model": None, "limit": 8, "layers": [1, 3], "max_length": 48, "sample_rows": 4, "ablated": 24, "steps": 2,
+    "second_model": None, "limit": 5, "layers": [1, 3], "max_length": 40, "sample_rows": 4, "ablated": 12, "steps": 2,
     "k": 5, "n_resamples": 100, "n_permutations": 200,
 }  # fmt: skip
 
@@ -66,6 +66,7 @@ def test_its_numbers_can_be_had_from_the_table_of_tokens(found):
         assert quarters["contrast"] == pytest.approx(quarters["q4"] - quarters["q1"])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_tables_and_leaves_the_model_as_it_was(pocket_mini, found):
     before = {name: parameter.clone() for name, parameter in pocket_mini.named_parameters()}
     again = importance(pocket_mini, **SMALL)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import basins
+import basins.attribution
 from basins import BasinScorer
 
 pytestmark = pytest.mark.real_model
@@ -50,3 +51,41 @@ def test_the_cached_next_layer_is_reproduced_behind_massive_activations(smollm2)
     scores = BasinScorer(smollm2, k=5).score(cache, tokens=tokens, layers=[0, 15, -1])
     assert scores.settings["replay"] == {"packed": 3}
     assert scores.token_strings[0][1].strip()
+
+
+def test_the_importance_experiment_runs_on_it(smollm2):
+    from basins.experiments import importance
+
+    small = {"limit": 4, "layers": [5, 20], "max_length": 64, "sample_rows": 4, "ablated": 8, "steps": 2, "k": 5}
+    found = importance(smollm2, n_resamples=100, n_permutations=100, **small)
+    assert set(found.verdicts["method"]) == set(basins.attribution.METHODS)
+    assert found.correlations["rho"].notna().all()
+    assert "no second model" in found.reading
+
+
+def test_it_recites_licences_under_forcing_and_no_novel_text(smollm2):
+    """All three labels on 20 famous passages, their controls and plain text (of 60 famous ones 4 have a run of 16)."""
+    from dataclasses import replace
+
+    from basins.experiments import memorization
+    from basins.experiments.memorization_passages import natural
+
+    everything = natural()
+    famous = [i for i, group in enumerate(everything.group) if group == "famous"][16:36]
+    sources = {everything.source[i] for i in famous}
+    novel = [i for i, group in enumerate(everything.group) if group == "novel" and everything.source[i] in sources]
+    plain = [i for i, group in enumerate(everything.group) if group == "wikitext"][:20]
+    kept = [*famous, *novel, *plain]
+    some = replace(
+        everything,
+        text=tuple(everything.text[i] for i in kept),
+        group=tuple(everything.group[i] for i in kept),
+        source=tuple(everything.source[i] for i in kept),
+    )
+    found = memorization(smollm2, passages=some, layers=[15], n_resamples=100, n_permutations=100)
+    labels = found.labels[found.labels["excluded"].isna()]
+    by_group = labels.groupby("group")[["free", "forced", "run"]].sum()
+    assert by_group.loc["famous", "run"] >= 2
+    assert by_group.loc["novel", "run"] == 0
+    losses = labels.groupby("group")["loss"].mean()
+    assert losses["famous"] < losses["wikitext"] < losses["novel"]

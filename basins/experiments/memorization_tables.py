@@ -177,7 +177,7 @@ def spans(measured: Measured, *, n_resamples: int, n_permutations: int, seed: in
     confounds = ["density", "place", "log_frequency"]
     inside: Any = frame.groupby("sequence")["span"].transform("mean")
     names = [*scores, "span", *confounds]
-    frame = frame[(inside > 0) & (inside < 1)].copy()
+    frame = frame[(inside > 0) & (inside < 1)].astype(dict.fromkeys(names, "float64"))
     frame["used"] &= frame[names].notna().all(axis=1)
     frame["span_share"] = frame["span"]
     means = frame[frame["used"]].groupby(["layer", "sequence"])[names].transform("mean")
