@@ -23,6 +23,7 @@ from basins.plots import (
     RHO,
     add_legend,
     label_axes,
+    layer_axis,
     new_figure,
     plain_axes,
     write_note,
@@ -76,6 +77,7 @@ def plot_layer_curves(found: Importance) -> Figure:
         axes.axhline(0, color=NOTE, linewidth=0.6)
         axes.set_ylim(-1, 1)
         label_axes(axes, method, f"{RHO}, partial")
+        layer_axis(axes)
     add_legend(panels[0][0], FONT - 3)
     write_note(figure, f"Bands: 95% intervals, sequences resampled. {_about(found)}")
     return figure

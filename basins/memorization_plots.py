@@ -19,6 +19,7 @@ from basins.plots import (
     RHO,
     add_legend,
     label_axes,
+    layer_axis,
     new_figure,
     plain_axes,
     write_note,
@@ -114,7 +115,7 @@ def plot_layer_curves(found: Memorization) -> Figure:
         axes.axhline(0, color=NOTE, linewidth=0.6)
         axes.set_ylim(-1, 1)
         label_axes(axes, contrast, "point-biserial r")
-        axes.set_xlabel("layer", fontsize=FONT)
+        layer_axis(axes)
     add_legend(panels[0])
     write_note(
         figure, f"{model}; bands: 95% intervals. Above 0: memorised passages are compressed more. {_about(found)}"
@@ -175,7 +176,7 @@ def plot_dose_response(found: Memorization) -> Figure:
         curves.axhline(0, color=NOTE, linewidth=0.6)
         add_legend(curves)
         label_axes(curves, f"{model}: dose and score", f"Spearman's {RHO} with dose")
-        curves.set_xlabel("layer", fontsize=FONT)
+        layer_axis(curves)
     write_note(figure, f"Bands: 95% intervals. {_about(found)}")
     return figure
 
@@ -197,7 +198,7 @@ def plot_effect(found: Memorization) -> Figure:
             axes.axhline(0, color=NOTE, linewidth=0.6)
             add_legend(axes)
             label_axes(axes, f"{plan} exposures", "trained less control (nats)")
-            axes.set_xlabel("layer", fontsize=FONT)
+            layer_axis(axes)
     runs = len(found.settings["finetuning"]["runs"])
     note = f"(After - before) of trained quotes less that of controls; {runs} runs, halves exchanged."
     write_note(figure, f"{note} Bands: 95% intervals over passages.")

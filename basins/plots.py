@@ -170,6 +170,14 @@ def label_axes(axes: Axes, title: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel, fontsize=FONT)
 
 
+def layer_axis(axes: Axes, label: str = "layer") -> None:
+    """Whole numbers along the bottom."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(label, fontsize=FONT)
+
+
 def add_legend(axes: Axes, size: int = FONT - 2) -> None:
     """A legend where something is drawn; matplotlib warns of an empty one."""
     if axes.get_legend_handles_labels()[0]:

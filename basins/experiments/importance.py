@@ -12,7 +12,7 @@ from basins.experiments import importance_tables as tables
 from basins.experiments.importance_measures import SIGNED, check_methods, measure
 from basins.experiments.importance_words import read_out, verdicts
 from basins.experiments.loaded import load_models
-from basins.experiments.primary import PRIMARY, SCORER, SCORES, THRESHOLDS
+from basins.experiments.primary import PRIMARY, SCORER, SCORES, THRESHOLDS, in_words
 from basins.experiments.sequences import Sequences, sequences
 from basins.experiments.token_columns import CONFOUNDS, column_frame, join, score_frame
 from basins.lens import check_layers
@@ -151,7 +151,7 @@ def importance(
     settings = {
         "experiment": "importance",
         "question": QUESTION,
-        "primary": f"{PRIMARY} re-run score; {SCORER | {'k': k}}",
+        "primary": f"{PRIMARY} re-run score ({in_words(analysis)})",
         "thresholds": THRESHOLDS,
         "confounds": CONFOUNDS,
         "signed_methods_compared_by_size": [method for method in SIGNED if method in chosen],

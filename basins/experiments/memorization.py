@@ -14,7 +14,7 @@ from basins.experiments.memorization_measures import Measured, depths, measure
 from basins.experiments.memorization_passages import WINDOW, Passages, from_file, natural, planted, with_plain
 from basins.experiments.memorization_training import train
 from basins.experiments.memorization_words import THRESHOLDS, read_out, verdicts
-from basins.experiments.primary import SCORER
+from basins.experiments.primary import SCORER, in_words
 from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.scores import BasinScores
@@ -150,7 +150,7 @@ def memorization(
         trained = train(first, analysis, texts=finetune_texts, layers=wanted, **options)
     return _result(chosen, parts, measured, about, trained, {
         "experiment": "memorization", "question": QUESTION, "passages": f"{len(chosen)} {chosen.kind} passages",
-        "about": chosen.about, "primary": f"mean relative re-run score of the continuation; {analysis}",
+        "about": chosen.about, "primary": f"mean relative re-run score of the continuation ({in_words(analysis)})",
         "thresholds": THRESHOLDS, "window": size, "prompt": size // 3, "threshold": threshold, "seed": seed,
         "n_resamples": n_resamples, "n_permutations": n_permutations, "versions": versions(),
     })  # fmt: skip

@@ -12,6 +12,14 @@ from basins.stats.result import Statistic
 SCORER: dict[str, Any] = {"k": 15, "method": "rerun", "neighbors": "cross_sequence", "exclude_first": 1}
 PRIMARY = "relative"
 
+
+def in_words(analysis: dict[str, Any]) -> str:
+    """The analysis as a figure's note says it."""
+    neighbors = {"cross_sequence": "neighbours from other sequences"}.get(analysis["neighbors"], analysis["neighbors"])
+    first = f"first {analysis['exclude_first']} position left out" if analysis["exclude_first"] else "all positions"
+    return f"{analysis['method']}, k = {analysis['k']}, {neighbors}, {first}"
+
+
 # name of a score -> where it stands in a frame of BasinScores. The first shows what the block does; raw scores mostly
 # repeat the density before it, which therefore stands beside them.
 SCORES = {
