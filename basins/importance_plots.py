@@ -97,8 +97,9 @@ def plot_scatter(found: Importance) -> Figure:
         label_axes(axes, _title(found, method, layer), SCORE)
         axes.set_xlabel(_importance(method), fontsize=FONT - 1)
     note = (
-        "The layer of each measure's verdict. Line: least squares, band: its standard error times 1.96 as if tokens "
-        f"were independent; the intervals that know sequences are in the tables. {_about(found)}"
+        "The layer of each measure's verdict, confounds left in (the partial correlation removes them). Line: least "
+        "squares, band: its standard error times 1.96 as if tokens were independent; the intervals that know sequences "
+        f"are in the tables. {_about(found)}"
     )
     write_note(figure, note)
     return figure
@@ -207,9 +208,11 @@ def _span(axes: Axes, y: np.ndarray) -> tuple[float, float]:
 
 
 def _title(found: Importance, method: str, layer: int | None) -> str:
-    row = where(found.verdicts, method=method).iloc[0]
-    said = "not measured" if layer is None else f"layer {layer}, partial {RHO} = {row['partial']:.2f}"
-    return f"{method}: {said}"
+    if layer is None:
+        return f"{method}: not measured"
+    model = next(iter(found.scores))
+    row = where(found.correlations, model=model, part="all", method=method, layer=layer, score=PRIMARY).iloc[0]
+    return f"{method}, layer {layer}: {RHO} = {row['rho']:.2f}, partial {row['partial']:.2f}"
 
 
 def _importance(method: str) -> str:
