@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from basins import corpus as corpus
+    from basins import experiments as experiments
     from basins import pocket as pocket
     from basins.attributed import Attribution as Attribution
     from basins.corpus import TokenBatch as TokenBatch
@@ -34,7 +35,7 @@ _EXPORTS = {
     "TokenBatch": "basins.corpus",
     "load_model": "basins.models",
 }
-_MODULES = ("corpus", "pocket")
+_MODULES = ("corpus", "experiments", "pocket")
 
 __all__ = [
     "Attribution",
@@ -44,6 +45,7 @@ __all__ = [
     "MissingExtra",
     "TokenBatch",
     "corpus",
+    "experiments",
     "load_model",
     "pocket",
 ]

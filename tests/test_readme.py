@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -81,3 +82,14 @@ def test_the_table_is_that_of_the_benchmark():
 def test_links_and_pictures_are_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).is_file(), target
+
+
+def test_the_tables_of_the_experiments_are_those_of_their_commands():
+    """What `python docs/tables.py` prints from the tables that the named commands wrote stands in the README."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    for table in tables.TABLES:
+        assert table() in README, table.__name__

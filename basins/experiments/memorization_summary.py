@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from basins.experiments.memorization import Memorization
 
 DOSES = ["model", "dose", "passages", "free", "forced", "run", "forced_match", "loss"]
+NEIGHBORHOOD = ["state_norm", "neighbor_distance", "two_nn", "mle_dimension"]
 SCORES = ["relative_mean", "lookup_relative_mean", "update_mean", "raw_mean", "density_mean"]
 
 
@@ -27,7 +28,7 @@ def summary_tables(found: Memorization) -> dict[str, pd.DataFrame]:
         shown["Labels: passages of each group that count as memorised"] = _labels(found)
     areas = ["model", "contrast", "name", "auroc", "auroc_low", "auroc_high", "tpr_5"]
     shown["Baselines without layers: area under the ROC curve"] = found.baselines[areas]
-    shown["Best layer of each measure: area under the ROC curve furthest from 0.5"] = _best(found)
+    shown["Best layer of each measure: area under the ROC curve furthest from 0.5"] = best_layers(found.tests)
     if len(found.recited):
         ends: Any = found.recited
         ends = ends[ends["epoch"].isin([0, 16, 64])]
@@ -65,10 +66,11 @@ def _labels(found: Memorization) -> Any:
     return sums.join(means).assign(passages=groups.size()).reset_index()
 
 
-def _best(found: Memorization) -> Any:
+def best_layers(tests: Any) -> Any:
     """For each contrast and measure the layer whose AUROC is furthest from 0.5; chosen after looking, so no p."""
-    rows: Any = found.tests
-    rows = rows[rows["layer"].notna() & rows["auroc"].notna() & rows["measure"].str.endswith("_mean")]
+    rows = tests
+    shown = rows["measure"].str.endswith("_mean") | rows["measure"].isin(NEIGHBORHOOD)
+    rows = rows[rows["layer"].notna() & rows["auroc"].notna() & shown]
     far = (rows["auroc"] - 0.5).abs()
     best = rows.loc[far.groupby([rows["model"], rows["contrast"], rows["measure"]], sort=False).idxmax()]
     return best[["model", "contrast", "measure", "layer", "auroc", "auroc_low", "auroc_high", "r"]]

@@ -116,12 +116,17 @@ def _sentence(row: dict[str, Any]) -> str:
         n = row["n_positive"]
         few = f" ({int(n)} passages count as memorised)" if n == n else ""
         return f"{name}: nothing can be said{few}."
-    verb = "more" if row["r"] > 0 else "less"
-    said = (
-        f"{name} ({int(row['n_positive'])} against {int(row['n_negative'])}): {row['grade']}. They are compressed "
-        f"{verb} (r = {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at layer {int(row['layer'])}, corrected p = "
-        f"{row['p_corrected']:.2g}; AUROC {row['auroc']:.2f}, that of the loss {row['auroc_loss']:.2f})."
+    counts = f"{name} ({int(row['n_positive'])} against {int(row['n_negative'])}): {row['grade']}."
+    size = (
+        f"r = {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at layer {int(row['layer'])}, corrected p = "
+        f"{row['p_corrected']:.2g}; AUROC {row['auroc']:.2f}, that of the loss {row['auroc_loss']:.2f}"
     )
+    if row["grade"] == "none":
+        said = f"{counts} No difference in compression is shown (largest {size})."
+    else:
+        said = f"{counts} They are compressed {'more' if row['r'] > 0 else 'less'} ({size})."
+        if row["second_model"] == "no":
+            said += " The second model does not show the same."
     if row["auroc_loss"] == 1:
         said += " The loss alone separates them perfectly, so nothing could add to it."
     elif row["adds"] == row["adds"]:

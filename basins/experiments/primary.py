@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
-
-from basins.stats.result import Statistic
 
 # Relative re-run score; neighbours from other sequences only; the first position (an attention sink whose norm can be a
 # hundred times the others') left out of queries and bank; tokens after a prefix seen before are left out.
@@ -40,14 +37,3 @@ THRESHOLDS = (
     f"direction in both halves; exploratory: corrected p < {MODERATE_P} but smaller, or not the same in both halves; "
     "none: nothing survives correction. r is the rank correlation that is left when the confounds are removed."
 )
-
-
-def passes(statistic: Statistic, least: float, alpha: float) -> bool:
-    """Whether a corrected result is larger than `least` and beyond chance; False for NaN."""
-    return abs(statistic.estimate) > least and statistic.p_corrected < alpha
-
-
-def same_direction(statistics: Iterable[Statistic]) -> bool:
-    """Whether all have the same sign; a NaN has none."""
-    signs = {1 if s.estimate > 0 else -1 if s.estimate < 0 else 0 for s in statistics}
-    return len(signs) == 1 and 0 not in signs

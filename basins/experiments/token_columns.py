@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -106,10 +106,3 @@ def align(frame: pd.DataFrame, names: list[str]) -> Aligned:
     columns = {name: kept[name].to_numpy(np.float64).reshape(len(layers), n) for name in names}
     left_out = tuple(int(layer) for layer in share.index if layer not in layers)
     return Aligned(layers, columns, kept["cluster"].to_numpy()[:n], left_out)
-
-
-def without(mask: Bool[Tensor, "batch pos"], rows: Int[Tensor, "row"]) -> Bool[Tensor, "batch pos"]:
-    """`mask` with everything outside `rows` False."""
-    inside = torch.zeros(len(mask), 1, dtype=torch.bool)
-    inside[rows] = True
-    return mask & inside

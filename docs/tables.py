@@ -1,0 +1,134 @@
+"""The README's tables of the experiments, from what their commands wrote.
+
+    basins experiment memorization --out runs/planted
+    basins experiment memorization --model SmolLM2-135M-Instruct.Q4_1.gguf --layers 4,9,14,19,24,29 \
+        --plain en_ewt-ud-test.conllu --out runs/natural
+    python docs/tables.py --copy runs/planted planted --copy runs/natural natural
+
+copies the tables into docs/memorization/ and prints them as Markdown; without --copy it prints only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from basins.experiments.memorization_summary import NEIGHBORHOOD, best_layers
+
+HERE = Path(__file__).parent / "memorization"
+MODELS = ("pocket", "pocket-mini")
+KEPT = ("doses", "dose_response", "tests", "added", "labels", "verdicts", "blind")
+LOSSES = ("loss", "perplexity", "min_k", "min_k_plus_plus", "zlib", "reference_difference", "reference_ratio")
+SCORES = {
+    "relative_mean": "relative, re-run",
+    "lookup_relative_mean": "relative, lookup",
+    "update_mean": "update, re-run",
+    "raw_mean": "raw, re-run",
+    "density_mean": "density before the block",
+}
+
+
+def markdown(header: list[str], rows: list[list[Any]]) -> str:
+    ruler = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ruler, *rows])
+
+
+def number(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.2f}"
+
+
+def read(run: str, table: str) -> Any:
+    return pd.read_parquet(HERE / run / f"{table}.parquet")
+
+
+def dose_table() -> str:
+    doses = read("planted", "doses").set_index(["model", "dose"])
+    header = ["dose"]
+    for model in MODELS:
+        header += [f"{model}: recited", "first choices", "loss"]
+    rows = []
+    for dose in sorted(set(doses.index.get_level_values("dose"))):
+        cells = [doses.loc[(model, dose), name] for model in MODELS for name in ("free", "forced_match", "loss")]
+        rows.append([dose, *map(number, cells)])
+    return markdown(header, rows)
+
+
+def response_table() -> str:
+    found = read("planted", "dose_response")
+    found = found[found["model"] == "pocket"].set_index(["measure", "layer"])["rho"]
+    layers = range(8)
+    rows = [[name, *[number(found[measure, layer]) for layer in layers]] for measure, name in SCORES.items()]
+    return markdown(["pocket: rank correlation of dose with", *[f"layer {layer}" for layer in layers]], rows)
+
+
+def baseline_table() -> str:
+    """AUROC of each baseline, and of each measure with layers at the layer where it is furthest from 0.5."""
+    tests = read("planted", "tests")
+    best = best_layers(tests)
+    columns = [(m, c) for m in MODELS for c in tests["contrast"].unique()]
+    rows = []
+    for name in (*LOSSES, *NEIGHBORHOOD, *SCORES):
+        cells = []
+        for model, contrast in columns:
+            table = tests[tests["layer"].isna()] if name in LOSSES else best
+            row = table[(table["model"] == model) & (table["contrast"] == contrast) & (table["measure"] == name)]
+            layer = "" if name in LOSSES or row.empty else f" (layer {int(row['layer'].item())})"
+            cells.append(number(row["auroc"].item() if len(row) else float("nan")) + layer)
+        rows.append([SCORES.get(name, name), *cells])
+    return markdown(["AUROC", *[f"{model}: {contrast}" for model, contrast in columns]], rows)
+
+
+def natural_table() -> str:
+    labels = read("natural", "labels")
+    labels = labels[labels["excluded"].isna()]
+    rows = []
+    for group, part in labels.groupby("group", sort=False):
+        counts = [int(part[kind].sum()) for kind in ("free", "forced", "run")]
+        rows.append([group, len(part), *counts, number(part["forced_match"].mean()), number(part["loss"].mean())])
+    return markdown(["SmolLM2-135M", "passages", "free", "forced", "run", "first choices", "loss"], rows)
+
+
+def contrast_table() -> str:
+    tests = read("natural", "tests")
+    added, blind = read("natural", "added"), read("natural", "blind").set_index("contrast")
+    best = best_layers(tests)
+    rows = []
+    for contrast in tests["contrast"].unique():
+        loss = tests[(tests["contrast"] == contrast) & (tests["name"] == "loss")].iloc[0]
+        cells = [f"{int(loss['n_positive'])} / {int(loss['n_negative'])}", number(loss["auroc"])]
+        for measure in ("relative_mean", "raw_mean", "density_mean"):
+            row = best[(best["contrast"] == contrast) & (best["measure"] == measure)]
+            cells.append(number(row["auroc"].item()) + f" (layer {int(row['layer'].item())})" if len(row) else "-")
+        add = added[
+            (added["contrast"] == contrast) & (added["name"] == "compression adds") & (added["sample"] == "all")
+        ]
+        low, high = add["low"].item(), add["high"].item()
+        cells.append(f"{add['estimate'].item():+.2f} [{low:+.2f}, {high:+.2f}]" if not pd.isna(low) else "-")
+        rows.append([contrast, *cells, number(blind.loc[contrast, "auroc"])])
+    header = ["AUROC", "n", "loss", "relative, re-run", "raw", "density", "compression adds", "words alone"]
+    return markdown(header, rows)
+
+
+TABLES = (dose_table, response_table, baseline_table, natural_table, contrast_table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--copy", nargs=2, action="append", default=[], metavar=("FOLDER", "NAME"))
+    for folder, name in parser.parse_args().copy:
+        (HERE / name).mkdir(parents=True, exist_ok=True)
+        for table in KEPT:
+            source = Path(folder) / "tables" / f"{table}.parquet"
+            if source.is_file():
+                shutil.copy(source, HERE / name / source.name)
+        shutil.copy(Path(folder) / "verdict.md", HERE / name / "verdict.md")
+    for table in TABLES:
+        print(table(), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
