@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -132,15 +132,7 @@ def importance(
     from basins.experiment_runs import write
 
     write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
-    console.print(frame_table("Each measure, at the layer of its grade: rank correlation with the relative score, "
-                              "confounds removed", found.verdicts))  # fmt: skip
-    if len(found.agreement):
-        console.print(
-            frame_table("Each measure against ablation: rank correlation, mean over layers", found.mean_agreement())
-        )
-    console.print(Text(f"{found.grade}: {found.reading}\n"))
-    console.print(f"{seconds:.0f} s.")
-    console.print(Text(f"Folder: {folder}", style="bold"), soft_wrap=True)
+    _print_end(found, seconds, folder)
 
 
 @experiment.command()
@@ -219,6 +211,11 @@ def memorization(
     from basins.experiment_runs import write
 
     write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
+    _print_end(found, seconds, folder)
+
+
+def _print_end(found: Any, seconds: float, folder: Path) -> None:
+    console = open_console()
     for title, frame in found.summary_tables().items():
         console.print(frame_table(title, frame))
     console.print(Text(f"{found.grade}: {found.reading}\n"))

@@ -1,11 +1,12 @@
 """The README's tables of the experiments, from what their commands wrote.
 
+    basins experiment importance --out runs/importance
     basins experiment memorization --out runs/planted
     basins experiment memorization --model SmolLM2-135M-Instruct.Q4_1.gguf --layers 4,9,14,19,24,29 \
         --plain en_ewt-ud-test.conllu --out runs/natural
-    python docs/tables.py --copy runs/planted planted --copy runs/natural natural
+    python docs/tables.py --copy runs/importance importance --copy runs/planted planted --copy runs/natural natural
 
-copies the tables into docs/memorization/ and prints them as Markdown; without --copy it prints only.
+copies the tables into docs/experiments/ and prints them as Markdown; without --copy it prints only.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import pandas as pd
 
 from basins.experiments.memorization_summary import NEIGHBORHOOD, best_layers
 
-HERE = Path(__file__).parent / "memorization"
+HERE = Path(__file__).parent / "experiments"
 MODELS = ("pocket", "pocket-mini")
-KEPT = ("doses", "dose_response", "tests", "added", "labels", "verdicts", "blind")
+KEPT = ("agreement", "doses", "dose_response", "tests", "added", "labels", "verdicts", "blind")
 LOSSES = ("loss", "perplexity", "min_k", "min_k_plus_plus", "zlib", "reference_difference", "reference_ratio")
 SCORES = {
     "relative_mean": "relative, re-run",
@@ -43,6 +44,19 @@ def number(value: float) -> str:
 
 def read(run: str, table: str) -> Any:
     return pd.read_parquet(HERE / run / f"{table}.parquet")
+
+
+def importance_table() -> str:
+    verdicts = read("importance", "verdicts")
+    agreement = read("importance", "agreement").groupby(["model", "method"])["rho"].mean()
+    rows = []
+    for row in verdicts.to_dict("records"):
+        interval = f"{number(row['partial'])} [{number(row['low'])}, {number(row['high'])}]"
+        cells = [row["grade"], row["layer"], interval, f"{row['p_corrected']:.2g}", "yes" if row["halves"] else "no"]
+        truth = [number(agreement.get((model, row["method"]), float("nan"))) for model in MODELS]
+        rows.append([row["method"], *cells, row["second_model"], *truth])
+    header = ["measure", "grade", "layer", "partial rank correlation", "corrected p", "both halves", "second model"]
+    return markdown([*header, *[f"agrees with ablation, {model}" for model in MODELS]], rows)
 
 
 def dose_table() -> str:
@@ -113,7 +127,7 @@ def contrast_table() -> str:
     return markdown(header, rows)
 
 
-TABLES = (dose_table, response_table, baseline_table, natural_table, contrast_table)
+TABLES = (importance_table, dose_table, response_table, baseline_table, natural_table, contrast_table)
 
 
 def main() -> None:

@@ -57,6 +57,18 @@ class Importance:
         table: Any = self.agreement
         return table.groupby(["model", "method"], sort=False)[["rho", "rho_signed"]].mean().reset_index()
 
+    def summary_tables(self) -> dict[str, pd.DataFrame]:
+        """Title -> the tables that a terminal shows."""
+        verdicts: Any = self.verdicts
+        interval = [f"{low:.2f} to {high:.2f}" for low, high in zip(verdicts["low"], verdicts["high"], strict=True)]
+        shown = verdicts.assign(interval=interval, compressed=verdicts["direction"].str.split().str[0])
+        columns = ["method", "grade", "layer", "partial", "interval", "p_corrected", "halves", "second_model"]
+        title = "Each measure at the layer of its grade: rank correlation with the relative score, confounds removed"
+        tables = {title: shown[[*columns, "compressed"]]}
+        if len(self.agreement):
+            tables["Each measure against ablation: rank correlation, mean over layers"] = self.mean_agreement()
+        return tables
+
     def figures(self) -> dict[str, Any]:
         """Name -> matplotlib figure: layer curves, scatter, quartiles, joint density, agreement with ablation."""
         return importlib.import_module("basins.importance_plots").figures(self)
