@@ -44,7 +44,8 @@ def write(
             table.to_parquet(temporary / "tables" / f"{name}.parquet", index=False)
             table.to_csv(temporary / "tables" / f"{name}.csv", index=False)
         for model, frame in found.tokens.items():
-            frame.to_parquet(temporary / "tokens" / f"{model}.parquet", index=False)
+            # A hub name has a slash in it.
+            frame.to_parquet(temporary / "tokens" / f"{model.replace('/', '_')}.parquet", index=False)
         statistics = {name: _plain(table.to_dict("records")) for name, table in tables.items()}
         _json(temporary / "statistics.json", statistics | {"grade": found.grade, "reading": found.reading})
         if pictures:
