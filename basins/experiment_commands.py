@@ -102,9 +102,9 @@ def importance(
     basins experiment importance --model model.gguf --limit 12 --layers 0,5,10,15,20,25,29
     """
     remember(ctx, debug)
-    from basins.runs import check_run_folder
+    from basins.experiment_runs import ready
 
-    folder = check_run_folder(out or free_folder(Path("runs/importance")), pictures)
+    folder = ready("importance", out or free_folder(Path("runs/importance")), pictures)
     wanted = parse_numbers("--layers", layers)
     console = open_console()
     from basins.experiments import importance as run
@@ -176,9 +176,9 @@ def memorization(
     basins experiment memorization --model model.gguf --plain en_ewt-ud-test.conllu
     """
     remember(ctx, debug)
-    from basins.runs import check_run_folder
+    from basins.experiment_runs import ready
 
-    folder = check_run_folder(out or free_folder(Path("runs/memorization")), pictures)
+    folder = ready("memorization", out or free_folder(Path("runs/memorization")), pictures)
     wanted = parse_numbers("--layers", layers)
     console = open_console()
     from basins.corpus import read_texts

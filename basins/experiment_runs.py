@@ -10,6 +10,7 @@ figures/          png and pdf; tokens.html opens without a network
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from dataclasses import fields, is_dataclass
@@ -23,6 +24,14 @@ from basins.runs import MANIFEST, check_run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def ready(experiment: str, folder: str | Path, pictures: bool) -> Path:
+    """Before a long run: the folder can be written, and what draws the figures is loaded and not missing or broken."""
+    folder = check_run_folder(folder, pictures)
+    for part in ("plots", "view") if pictures else ():
+        importlib.import_module(f"basins.{experiment}_{part}")
+    return folder
 
 
 def tables_of(found: Any) -> dict[str, pd.DataFrame]:
