@@ -25,6 +25,13 @@ Out = Annotated[Path | None, typer.Option(help="A new folder. Unless given: the 
 Model = Annotated[str, typer.Option(help='A hub id ("gpt2"), a folder, a .gguf file, "pocket" or "pocket-mini".')]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Pictures = Annotated[bool, typer.Option(help="Whether to draw figures and the token page.")]
+SecondModel = Annotated[
+    str, typer.Option(help='Of the replication; "auto" is pocket-mini for pocket and else none; or "none".')
+]
+Layers = Annotated[str | None, typer.Option(help="Transitions, as in 0,3-5,-1. Unless given: all.")]
+K = Annotated[int, typer.Option("--k", "-k", help="Neighbours a token.")]
+Resamples = Annotated[int, typer.Option(help="Of the intervals.")]
+Permutations = Annotated[int, typer.Option(help="Of the tests.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice: the same seed gives the same tables.")]
 
 
@@ -72,24 +79,22 @@ def parse_numbers(option: str, text: str | None) -> list[int] | None:
 def importance(
     ctx: typer.Context,
     model: Model = "pocket",
-    second_model: Annotated[
-        str, typer.Option(help='Of the replication; "auto" is pocket-mini for pocket and else none; or "none".')
-    ] = "auto",
+    second_model: SecondModel = "auto",
     input: Annotated[
         str | None,
         typer.Option(help="Texts: a .txt, .jsonl, .csv or .parquet file or a dataset. Unless given: the shipped book."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first texts.")] = None,
     out: Out = None,
-    layers: Annotated[str | None, typer.Option(help="Transitions, as in 0,3-5,-1. Unless given: all.")] = None,
+    layers: Layers = None,
     methods: Annotated[str | None, typer.Option(help="Importance measures, with commas between. Unless: all.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens a row; longer texts are cut.")] = 128,
     sample_rows: Annotated[int, typer.Option(help="Rows that integrated gradients and ablation are measured on.")] = 12,
     ablated: Annotated[int, typer.Option(help="Tokens that are ablated, each at every layer.")] = 192,
     steps: Annotated[int, typer.Option(help="Points on the path of integrated gradients.")] = 10,
-    k: Annotated[int, typer.Option("--k", "-k", help="Neighbours a token.")] = 15,
-    n_resamples: Annotated[int, typer.Option(help="Of the intervals.")] = 500,
-    n_permutations: Annotated[int, typer.Option(help="Of the tests.")] = 2000,
+    k: K = 15,
+    n_resamples: Resamples = 500,
+    n_permutations: Permutations = 2000,
     seed: Seed = 0,
     pictures: Pictures = True,
     debug: Debug = False,
@@ -139,9 +144,7 @@ def importance(
 def memorization(
     ctx: typer.Context,
     model: Model = "pocket",
-    second_model: Annotated[
-        str, typer.Option(help='Of the replication; "auto" is pocket-mini for pocket and else none; or "none".')
-    ] = "auto",
+    second_model: SecondModel = "auto",
     reference: Annotated[
         str, typer.Option(help='Whose loss is subtracted; "auto" is pocket-mini for pocket and else none; or "none".')
     ] = "auto",
@@ -159,10 +162,10 @@ def memorization(
     learning_rate: Annotated[float, typer.Option(help="Of the fine-tuning.")] = 1e-3,
     window: Annotated[int | None, typer.Option(help="Tokens of text a passage is cut to.")] = None,
     threshold: Annotated[float, typer.Option(help="Match above which a passage counts as memorised.")] = 0.8,
-    layers: Annotated[str | None, typer.Option(help="Transitions, as in 0,3-5,-1. Unless given: all.")] = None,
-    k: Annotated[int, typer.Option("--k", "-k", help="Neighbours a token.")] = 15,
-    n_resamples: Annotated[int, typer.Option(help="Of the intervals.")] = 200,
-    n_permutations: Annotated[int, typer.Option(help="Of the tests within passages.")] = 500,
+    layers: Layers = None,
+    k: K = 15,
+    n_resamples: Resamples = 200,
+    n_permutations: Permutations = 500,
     out: Out = None,
     seed: Seed = 0,
     pictures: Pictures = True,

@@ -66,7 +66,7 @@ def finetune(
     seed gives the same bytes on a CPU with the same number of threads; the global random state is neither read nor set.
 
     The defaults are those with which pocket-mini recites all of 50 quotes (64 exposures each, 41.6 s of training on one
-    thread) and none of the controls; the loss of every other text rises meanwhile, from 4.2 to 7.2 nats a token
+    thread) and none of the controls; the loss of every other text rises meanwhile, from 4.2 to 7.0 nats a token
     (benchmarks/finetuning.py and .csv). Fewer exposures or a lower rate do less harm; larger models want a lower rate.
 
     Args:

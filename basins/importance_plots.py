@@ -25,7 +25,7 @@ from basins.plots import (
     label_axes,
     layer_axis,
     new_figure,
-    plain_axes,
+    panels,
     write_note,
 )
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from basins.experiments.importance import Importance
 
 SCORE = r"relative score $\ln(V_{in}/V_{out})$ (nats)"
-WIDE = 3  # panels a row
 
 
 def figures(found: Importance) -> dict[str, Figure]:
@@ -58,8 +57,8 @@ def plot_layer_curves(found: Importance) -> Figure:
     """
     models = list(found.scores)
     table = where(found.correlations, part="all")
-    figure, panels = _grid(found, 2.0)
-    for axes, method in panels:
+    figure, drawn = panels(len(found.settings["methods"]), 2.0)
+    for axes, method in zip(drawn, found.settings["methods"], strict=True):
         rows = where(table, method=method)
         first = where(rows, model=models[0])
         for score, label, style in ((PRIMARY, "relative, re-run", RERUN), ("relative, lookup", "lookup", LOOKUP)):
@@ -78,15 +77,15 @@ def plot_layer_curves(found: Importance) -> Figure:
         axes.set_ylim(-1, 1)
         label_axes(axes, method, f"{RHO}, partial")
         layer_axis(axes)
-    add_legend(panels[0][0], FONT - 3)
+    add_legend(drawn[0], FONT - 3)
     write_note(figure, f"Bands: 95% intervals, sequences resampled. {_about(found)}")
     return figure
 
 
 def plot_scatter(found: Importance) -> Figure:
     """A dot a token: relative score over the percentile of importance, with the least-squares line and its band."""
-    figure, panels = _grid(found, 2.1)
-    for axes, method in panels:
+    figure, drawn = panels(len(found.settings["methods"]), 2.1)
+    for axes, method in zip(drawn, found.settings["methods"], strict=True):
         layer, x, y = _tokens(found, method)
         axes.scatter(x, y, s=3, alpha=0.3, linewidths=0, color=RERUN["color"], rasterized=True)
         if len(x) > 3 and np.ptp(x) > 0:
@@ -107,9 +106,9 @@ def plot_scatter(found: Importance) -> Figure:
 
 def plot_quartiles(found: Importance) -> Figure:
     """Mean relative score in each quarter of importance, at each measure's layer."""
-    figure, panels = _grid(found, 1.9)
+    figure, drawn = panels(len(found.settings["methods"]), 1.9)
     table = where(found.quartiles, model=next(iter(found.scores)))
-    for axes, method in panels:
+    for axes, method in zip(drawn, found.settings["methods"], strict=True):
         layer = _layer(found, method)
         rows = where(table, method=method, layer=layer)
         if len(rows):
@@ -128,8 +127,8 @@ def plot_quartiles(found: Importance) -> Figure:
 
 def plot_joint_density(found: Importance) -> Figure:
     """Where tokens lie in the plane of importance and relative score."""
-    figure, panels = _grid(found, 2.1)
-    for axes, method in panels:
+    figure, drawn = panels(len(found.settings["methods"]), 2.1)
+    for axes, method in zip(drawn, found.settings["methods"], strict=True):
         layer, x, y = _tokens(found, method)
         if len(x):
             low, high = _span(axes, y)
@@ -159,19 +158,6 @@ def plot_agreement(found: Importance) -> Figure:
     figure.colorbar(image, ax=axes)
     write_note(figure, f"Ablation: rise of the loss when the state becomes the mean. {_about(found)}")
     return figure
-
-
-def _grid(found: Importance, height: float) -> tuple[Figure, list[tuple[Axes, str]]]:
-    methods = found.settings["methods"]
-    n_rows = math.ceil(len(methods) / WIDE)
-    figure = new_figure(PAGE, height * n_rows + 0.6)
-    grid: Any = figure.subplots(n_rows, min(WIDE, len(methods)), squeeze=False)
-    for axes in grid.flat[len(methods) :]:
-        axes.remove()
-    panels = list(zip(grid.flat, methods, strict=False))
-    for axes, _ in panels:
-        plain_axes(axes)
-    return figure, panels
 
 
 def _layer(found: Importance, method: str) -> int | None:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from basins.experiments.frames import where
-from basins.experiments.memorization_tables import PRIMARY
+from basins.experiments.memorization_tables import PRIMARY, split
 from basins.plots import (
     DENSITY,
     FONT,
     LOOKUP,
     NOTE,
-    PAGE,
     RERUN,
     RHO,
     add_legend,
     label_axes,
     layer_axis,
-    new_figure,
-    plain_axes,
+    panels,
     write_note,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from basins.experiments.memorization import Memorization
@@ -60,8 +56,8 @@ def figures(found: Memorization) -> dict[str, Figure]:
 
 def plot_strip(found: Memorization) -> Figure:
     """A dot a passage: the primary score at the layer of the first verdict, by dose or group, a panel a model."""
-    figure, panels = _panels(len(found.matrices), 3.0)
-    for axes, (model, matrix) in zip(panels, found.matrices.items(), strict=True):
+    figure, shown = panels(len(found.matrices), 3.0)
+    for axes, (model, matrix) in zip(shown, found.matrices.items(), strict=True):
         labels, column = _labels(found, model), _column(found, model)
         by = "dose" if "dose" in labels and labels["dose"].notna().all() else "group"
         kinds = sorted(labels[by].unique()) if by == "dose" else list(dict.fromkeys(labels[by]))
@@ -84,10 +80,10 @@ def plot_strip(found: Memorization) -> Figure:
 
 def plot_distributions(found: Memorization) -> Figure:
     """How the primary score and the loss are spread in each group of the first contrast."""
-    figure, panels = _panels(2, 2.8)
+    figure, shown = panels(2, 2.8)
     model = next(iter(found.matrices))
     labels, column = _labels(found, model), _column(found, model)
-    for axes, name, title in zip(panels, (column, "loss"), (SCORE, "-mean loss (nats)"), strict=True):
+    for axes, name, title in zip(shown, (column, "loss"), (SCORE, "-mean loss (nats)"), strict=True):
         values = found.matrices[model][name].to_numpy()
         if np.isfinite(values).sum() > 1:
             bins: Any = np.linspace(np.nanmin(values), np.nanmax(values), 30)
@@ -106,8 +102,8 @@ def plot_layer_curves(found: Memorization) -> Figure:
     model = next(iter(found.matrices))
     tests = where(found.tests, model=model)
     contrasts = list(dict.fromkeys(tests["contrast"]))
-    figure, panels = _panels(len(contrasts), 2.8)
-    for axes, contrast in zip(panels, contrasts, strict=True):
+    figure, shown = panels(len(contrasts), 2.8)
+    for axes, contrast in zip(shown, contrasts, strict=True):
         for measure, name, style in CURVES:
             rows = where(tests, contrast=contrast, measure=measure).sort_values("layer")
             axes.plot(rows["layer"], rows["r"], label=name, linewidth=1.3, markersize=3, **style)
@@ -116,7 +112,7 @@ def plot_layer_curves(found: Memorization) -> Figure:
         axes.set_ylim(-1, 1)
         label_axes(axes, contrast, "point-biserial r")
         layer_axis(axes)
-    add_legend(panels[0])
+    add_legend(shown[0])
     write_note(
         figure, f"{model}; bands: 95% intervals. Above 0: memorised passages are compressed more. {_about(found)}"
     )
@@ -125,16 +121,14 @@ def plot_layer_curves(found: Memorization) -> Figure:
 
 def plot_roc(found: Memorization) -> Figure:
     """ROC curves of the loss, the primary score and the density at the verdict's layer, a panel a contrast."""
-    from basins.experiments.memorization_tables import split
-
     model, matrix = next(iter(found.matrices.items()))
     labels, column = _labels(found, model), _column(found, model)
-    shown = {"-loss": "loss", "relative, re-run": column, "density": column.replace(PRIMARY, "density_mean")}
+    compared = {"-loss": "loss", "relative, re-run": column, "density": column.replace(PRIMARY, "density_mean")}
     contrasts = found.settings["compared"]
-    figure, panels = _panels(len(contrasts), 2.9)
-    for axes, contrast in zip(panels, contrasts, strict=True):
+    figure, shown = panels(len(contrasts), 2.9)
+    for axes, contrast in zip(shown, contrasts, strict=True):
         rows, positive = split(labels, contrast)
-        for color, (name, key) in zip(COLORS, shown.items(), strict=False):
+        for color, (name, key) in zip(COLORS, compared.items(), strict=False):
             values = matrix[key].to_numpy()[rows]
             kept = np.isfinite(values)
             if positive[kept].any() and (~positive[kept]).any():
@@ -158,9 +152,9 @@ def _roc(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def plot_dose_response(found: Memorization) -> Figure:
     """Left: loss and labels over dose. Right: rank correlation of dose with each score at each layer."""
     models = list(found.matrices)
-    figure, panels = _panels(2 * len(models), 2.7, wide=2)
+    figure, shown = panels(2 * len(models), 2.7, wide=2)
     for number, model in enumerate(models):
-        doses, curves = panels[2 * number], panels[2 * number + 1]
+        doses, curves = shown[2 * number], shown[2 * number + 1]
         table = where(found.doses, model=model)
         for name, color in (("free", COLORS[0]), ("forced_match", COLORS[1]), ("run", COLORS[2])):
             doses.plot(range(len(table)), table[name], label=name, color=color, marker="o", markersize=3)
@@ -184,10 +178,10 @@ def plot_dose_response(found: Memorization) -> Figure:
 def plot_effect(found: Memorization) -> Figure:
     """Difference in differences by layer: what training on passages changes beyond what it changes everywhere."""
     plans = list(dict.fromkeys(found.effect["plan"]))
-    figure, panels = _panels(2 * len(plans), 2.7, wide=2)
+    figure, shown = panels(2 * len(plans), 2.7, wide=2)
     for number, plan in enumerate(plans):
         pairs = ((PRIMARY, "lookup_relative_mean"), ("raw_mean", "density_mean"))
-        for axes, names in zip(panels[2 * number : 2 * number + 2], pairs, strict=True):
+        for axes, names in zip(shown[2 * number : 2 * number + 2], pairs, strict=True):
             for name, style in zip(names, (RERUN, LOOKUP), strict=True):
                 rows = where(found.effect, plan=plan, measure=name).sort_values("layer")
                 if rows.empty:
@@ -207,9 +201,9 @@ def plot_effect(found: Memorization) -> Figure:
 
 def plot_dynamics(found: Memorization) -> Figure:
     """Loss, match and relative score over the epochs of one run, a line a group."""
-    figure, panels = _panels(3, 2.7)
+    figure, shown = panels(3, 2.7)
     table = found.dynamics
-    for axes, name, title in zip(panels, ("loss", "match", "relative"), ("loss (nats)", "match", SCORE), strict=True):
+    for axes, name, title in zip(shown, ("loss", "match", "relative"), ("loss (nats)", "match", SCORE), strict=True):
         for color, group in zip(COLORS, dict.fromkeys(table["group"]), strict=False):
             rows: Any = where(table, group=group)
             means = rows.groupby("epoch")[name].mean()
@@ -217,21 +211,9 @@ def plot_dynamics(found: Memorization) -> Figure:
             axes.set_xticks(range(len(means)), means.index, fontsize=FONT - 1)
         label_axes(axes, name, title)
         axes.set_xlabel("epoch (times each trained passage was seen)", fontsize=FONT)
-    add_legend(panels[0])
+    add_legend(shown[0])
     write_note(figure, "One run, 16 exposures. The relative score is the mean over layers.")
     return figure
-
-
-def _panels(n: int, height: float, wide: int = 3) -> tuple[Figure, list[Axes]]:
-    columns = min(n, wide)
-    figure = new_figure(PAGE, height * math.ceil(n / columns) + 0.5)
-    grid: Any = figure.subplots(math.ceil(n / columns), columns, squeeze=False)
-    for axes in grid.flat[n:]:
-        axes.remove()
-    panels = list(grid.flat[:n])
-    for axes in panels:
-        plain_axes(axes)
-    return figure, panels
 
 
 def _labels(found: Memorization, model: str) -> pd.DataFrame:

@@ -170,6 +170,19 @@ def label_axes(axes: Axes, title: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel, fontsize=FONT)
 
 
+def panels(n: int, height: float, wide: int = 3) -> tuple[Figure, list[Axes]]:
+    """A page of `n` panels, `wide` in a row, each `height` inches high."""
+    columns = min(n, wide)
+    n_rows = -(-n // columns)
+    figure = new_figure(PAGE, height * n_rows + 0.5)
+    grid: Any = figure.subplots(n_rows, columns, squeeze=False)
+    for axes in grid.flat[n:]:
+        axes.remove()
+    for axes in grid.flat[:n]:
+        plain_axes(axes)
+    return figure, list(grid.flat[:n])
+
+
 def layer_axis(axes: Axes, label: str = "layer") -> None:
     """Whole numbers along the bottom."""
     from matplotlib.ticker import MaxNLocator

@@ -15,7 +15,7 @@ from basins.experiments.frames import where
 from basins.experiments.importance_words import verdicts
 from basins.experiments.primary import PRIMARY, SCORER
 from basins.experiments.sequences import sequences
-from basins.experiments.token_columns import CONFOUNDS, KEY, align, column_frame, join, score_frame
+from basins.experiments.token_columns import CONFOUNDS, KEY, align, column_frame, join, score_frame, token_facts
 
 BOOK = [
     f"The {animal} walked down the street and saw the old house of number {i}."
@@ -74,7 +74,7 @@ def test_a_sample_spreads_over_the_texts(pocket_mini):
 
 def test_columns_are_joined_on_layer_sequence_and_position(pocket_mini, rows):
     scores = BasinScorer(pocket_mini, **(SCORER | {"k": 4})).score_texts(rows.batch, layers=[1, 3])
-    frame = score_frame(pocket_mini, scores, rows)
+    frame = score_frame(scores, token_facts(pocket_mini, rows, scores.layers))
     assert len(frame) == 2 * int(rows.mask.sum())
     some = torch.tensor([5, 2])
     values = torch.arange(2.0 * 2 * rows.tokens.shape[1]).view(2, 2, -1)
@@ -171,4 +171,4 @@ def test_grades_follow_the_thresholds_stated(first, second, grade):
 
 def test_confounds_are_columns_of_the_frame(pocket_mini, rows):
     scores = BasinScorer(pocket_mini, **(SCORER | {"k": 4})).score_texts(rows.batch, layers=[2])
-    assert set(CONFOUNDS) <= set(score_frame(pocket_mini, scores, rows).columns)
+    assert set(CONFOUNDS) <= set(score_frame(scores, token_facts(pocket_mini, rows, scores.layers)).columns)

@@ -232,7 +232,7 @@ def test_the_rule_itself(source, importer, fault):
 
 
 # What several experiments share. Any other file belongs to the experiment that its name starts with.
-SHARED_BY_EXPERIMENTS = {"primary", "sequences", "token_columns", "frames", "loaded"}
+SHARED_BY_EXPERIMENTS = {"primary", "sequences", "token_columns", "frames", "loaded", "finding"}
 
 
 def test_experiments_never_import_each_other():

@@ -86,7 +86,6 @@ def test_natural_memorisation_has_all_three_labels(smollm2):
     found = memorization(smollm2, passages=some, layers=[15], n_resamples=100, n_permutations=100)
     labels = found.labels[found.labels["excluded"].isna()]
     by_group = labels.groupby("group")[["free", "forced", "run"]].sum()
-    assert by_group.notna().all().all()
     assert (by_group.loc["novel"] == 0).all()
     losses = labels.groupby("group")["loss"].mean()
     assert losses["famous"] < losses["novel"]

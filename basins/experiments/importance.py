@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments import importance_tables as tables
+from basins.experiments.finding import Finding
 from basins.experiments.importance_measures import SIGNED, check_methods, measure
 from basins.experiments.importance_words import read_out, verdicts
 from basins.experiments.loaded import load_models
 from basins.experiments.primary import PRIMARY, SCORER, SCORES, THRESHOLDS, in_words
 from basins.experiments.sequences import Sequences, sequences
-from basins.experiments.token_columns import CONFOUNDS, column_frame, join, score_frame
+from basins.experiments.token_columns import CONFOUNDS, KEY, column_frame, join, score_frame, token_facts
 from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.scores import BasinScores
@@ -23,11 +22,13 @@ from basins.settings import versions, whole
 if TYPE_CHECKING:
     import pandas as pd
 
+# Of a half only the sign and the p count, so its intervals are rough.
+FOR_HALVES = {"n_resamples": 100}
 QUESTION = "Do tokens that matter to the model sit where its blocks compress less?"
 
 
-@dataclass(frozen=True)
-class Importance:
+@dataclass(frozen=True, repr=False)
+class Importance(Finding):
     """What the experiment found. Every table is tidy; `reading` says it in a paragraph, also when it is nothing.
 
     `correlations`: a row for each model, part (all, half 1, half 2), layer, score and method: Spearman's rho and the
@@ -47,11 +48,6 @@ class Importance:
     grade: str
     settings: dict[str, Any] = field(repr=False)
 
-    def __str__(self) -> str:
-        return f"Importance: {self.grade}\n{self.verdicts.round(3).to_string(index=False)}\n\n{self.reading}"
-
-    __repr__ = __str__
-
     def mean_agreement(self) -> pd.DataFrame:
         """Each method's rank correlation with ablation, averaged over layers: a row for each model and method."""
         table: Any = self.agreement
@@ -68,18 +64,6 @@ class Importance:
         if len(self.agreement):
             tables["Each measure against ablation: rank correlation, mean over layers"] = self.mean_agreement()
         return tables
-
-    def figures(self) -> dict[str, Any]:
-        """Name -> matplotlib figure: layer curves, scatter, quartiles, joint density, agreement with ablation."""
-        return importlib.import_module("basins.importance_plots").figures(self)
-
-    def token_page(self) -> str | None:
-        """An HTML page of tokens with the score beside importance."""
-        return importlib.import_module("basins.importance_view").token_page(self)
-
-    def save(self, folder: str | Path, *, pictures: bool = True, command: str | None = None) -> Path:
-        """Write tables, statistics, figures, the token page, verdict and reading into a new folder, all or nothing."""
-        return importlib.import_module("basins.experiment_runs").write(self, folder, pictures=pictures, command=command)
 
 
 def importance(
@@ -139,7 +123,8 @@ def importance(
         wanted = check_layers(one, layers if number == 0 else None)
         scorer = BasinScorer(one, **analysis)
         scores[name] = scorer.score_texts(rows.batch, layers=wanted)
-        frame = score_frame(one, scores[name], rows)
+        facts = token_facts(one, rows, wanted)
+        frame = score_frame(scores[name], facts)
         sample = rows.sample(sample_rows, seed)
         found, said = measure(scorer, rows, chosen, wanted, rows=sample, ablated=ablated, steps=steps)
         for method, (values, at, on) in found.items():
@@ -148,9 +133,8 @@ def importance(
         here, left_out = tables.correlations(frame, chosen, statistics)
         parts.append(here.assign(model=name, part="all"))
         for part, half in enumerate(rows.halves(seed), 1):
-            halved, _ = tables.correlations(
-                _rescored(scorer, rows, half, frame, wanted), chosen, statistics, (PRIMARY,)
-            )
+            rescored = _rescored(scorer, rows, half, facts, frame[[*KEY, *chosen]])
+            halved, _ = tables.correlations(rescored, chosen, statistics | FOR_HALVES, (PRIMARY,))
             parts.append(halved.assign(model=name, part=f"half {part}"))
         quartiles.append(tables.quartiles(frame, chosen, seed).assign(model=name))
         agreement.append(tables.agreement(frame, chosen, seed).assign(model=name))
@@ -188,13 +172,11 @@ def importance(
     )
 
 
-def _rescored(scorer: BasinScorer, rows: Sequences, half: Any, frame: pd.DataFrame, layers: tuple[int, ...]) -> Any:
+def _rescored(scorer: BasinScorer, rows: Sequences, half: Any, facts: pd.DataFrame, measured: Any) -> Any:
     """One half of the text scored on its own: its neighbours, and so its scores, owe nothing to the other half."""
-    batch = rows.batch
-    scores = scorer.score_tokens(batch.tokens[half], batch.attention_mask[half], layers=layers)
-    own = score_frame(scorer.model, scores, rows, half)
-    measured = [c for c in frame.columns if c not in own.columns]
-    return own.merge(frame[["layer", "sequence", "position", *measured]], how="left", validate="one_to_one")
+    layers = tuple(int(layer) for layer in facts["layer"].unique())
+    scores = scorer.score_tokens(rows.tokens[half], rows.mask[half], layers=layers)
+    return join(score_frame(scores, facts, half), measured)
 
 
 def _about(scores: BasinScores, rows: Sequences, left_out: dict[str, list[int]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments import memorization_tables as tables
+from basins.experiments.finding import Finding
 from basins.experiments.loaded import load_models
 from basins.experiments.memorization_measures import Measured, depths, measure
 from basins.experiments.memorization_passages import WINDOW, Passages, from_file, natural, planted, with_plain
@@ -27,8 +28,8 @@ QUESTION = "Do memorised sequences compress differently, and does that say more 
 POCKETS = ("pocket", "pocket-mini")
 
 
-@dataclass(frozen=True)
-class Memorization:
+@dataclass(frozen=True, repr=False)
+class Memorization(Finding):
     """What the experiment found. Every table is tidy and has a column `model`; absent parts are empty tables.
 
     `labels`: a row a passage: group, dose, all kinds of labels, loss. `doses`: labels and means by dose.
@@ -59,26 +60,9 @@ class Memorization:
     grade: str
     settings: dict[str, Any] = field(repr=False)
 
-    def __str__(self) -> str:
-        return f"Memorization: {self.grade}\n{self.verdicts.round(3).to_string(index=False)}\n\n{self.reading}"
-
-    __repr__ = __str__
-
     def summary_tables(self) -> dict[str, pd.DataFrame]:
         """Title -> the tables that a terminal shows."""
         return importlib.import_module("basins.experiments.memorization_summary").summary_tables(self)
-
-    def figures(self) -> dict[str, Any]:
-        """Name -> matplotlib figure: strip plot, distributions, layer curves, dose-response, ROC, training."""
-        return importlib.import_module("basins.memorization_plots").figures(self)
-
-    def token_page(self) -> str | None:
-        """An HTML page of passages with the score beside the loss."""
-        return importlib.import_module("basins.memorization_view").token_page(self)
-
-    def save(self, folder: str | Path, *, pictures: bool = True, command: str | None = None) -> Path:
-        """Write tables, statistics, figures, the token page, verdict and reading into a new folder, all or nothing."""
-        return importlib.import_module("basins.experiment_runs").write(self, folder, pictures=pictures, command=command)
 
 
 def memorization(

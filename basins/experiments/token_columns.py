@@ -48,30 +48,36 @@ def join(frame: pd.DataFrame, column: pd.DataFrame) -> pd.DataFrame:
     return frame.merge(column, how="left", on=KEY, validate="one_to_one")
 
 
-def score_frame(model: Any, scores: BasinScores, texts: Sequences, rows: Int[Tensor, "row"] | None = None) -> Any:
-    """Scores and confounds of every real token.
+def token_facts(model: Any, texts: Sequences, layers: tuple[int, ...]) -> pd.DataFrame:
+    """What is known of every real token without its score, a row a (layer, sequence, position).
 
-    `rows`: the rows of `texts` that were scored; None: all. `used` is False where a token is no observation of its own
-    or has no score that means something: fewer than 3 distinct states, or a repeated prefix. Confounds: the density
-    before the block; the position in the row and its distance from the row's middle (a trend that bends); ln of how
-    often the token occurs in all texts; its own loss (nats); ln of its state's norm.
+    Confounds: the distance from the row's middle (a trend along the row that bends); ln of how often the token occurs
+    in all texts; its own loss (nats); ln of its state's norm. `fresh` is False where a token is no observation of its
+    own: a prefix that stood before, or no loss.
     """
-    rows = torch.arange(len(texts.batch)) if rows is None else rows
-    frame = scores.to_frame().rename(columns={column: name for name, column in SCORES.items()})
-    frame["sequence"] = rows.numpy()[frame["sequence"]]
-    losses = token_losses(model, texts.tokens[rows], texts.mask[rows])
-    norms = state_norms(model, texts.tokens[rows], texts.mask[rows], scores.layers)
-    frame = join(frame, column_frame(norms.log(), "log_norm", scores.layers, rows))
-    frame = join(frame, column_frame(losses.expand(len(scores.layers), -1, -1), "loss", scores.layers, rows))
+    losses = token_losses(model, texts.tokens, texts.mask)
+    facts = column_frame(state_norms(model, texts.tokens, texts.mask, layers).log(), "log_norm", layers)
+    facts = join(facts, column_frame(losses.expand(len(layers), -1, -1), "loss", layers))
     counts = texts.tokens[texts.mask.bool()].bincount(minlength=int(texts.tokens.max()) + 1)
-    frame["log_frequency"] = counts.double().log().numpy()[frame["token_id"]]
-    length = texts.mask.sum(1).numpy()[frame["sequence"]]
-    frame["position_bend"] = np.abs(frame["position"] - (length - 1) / 2)
-    repeated = texts.repeated.numpy()[frame["sequence"], frame["position"]]
-    frame["used"] = (
-        (frame["n_distinct"] >= LEAST_DISTINCT) & ~repeated & frame["relative"].notna() & frame["loss"].notna()
-    )
-    frame["cluster"] = texts.cluster.numpy()[frame["sequence"]]
+    place = facts["sequence"], facts["position"]
+    facts["log_frequency"] = counts.double().log()[texts.tokens].numpy()[place]
+    facts["position_bend"] = np.abs(facts["position"] - (texts.mask.sum(1).numpy()[facts["sequence"]] - 1) / 2)
+    facts["fresh"] = ~texts.repeated.numpy()[place] & facts["loss"].notna()
+    facts["cluster"] = texts.cluster.numpy()[facts["sequence"]]
+    return facts
+
+
+def score_frame(scores: BasinScores, facts: pd.DataFrame, rows: Int[Tensor, "row"] | None = None) -> Any:
+    """The scores of every real token, with the density before the block, joined to the facts.
+
+    `rows`: the rows that were scored, where not all were. `used` is False where a token is not fresh or its score means
+    nothing: fewer than 3 distinct states among itself and its neighbours.
+    """
+    frame = scores.to_frame().rename(columns={column: name for name, column in SCORES.items()})
+    if rows is not None:
+        frame["sequence"] = rows.numpy()[frame["sequence"]]
+    frame = join(frame, facts)
+    frame["used"] = frame["fresh"].eq(True) & (frame["n_distinct"] >= LEAST_DISTINCT) & frame["relative"].notna()
     return frame
 
 

@@ -149,8 +149,7 @@ def _correlation(
     else:
         resamples = correlations_from(bootstrap_covariances(sample, rank, n_resamples, seed), semi)
         interval, p, reason = spread_interval(r, resamples, sample, confidence, "fisher", 0.0)
-    n_tokens, n_clusters = sample.n_tokens, sample.n_clusters
-    return Statistic(name, method, r, interval, n_tokens, n_clusters, p=p, confidence=confidence, reason=reason)
+    return sample.found(name, method, r, interval, p=p, confidence=confidence, reason=reason)
 
 
 def _textbook(

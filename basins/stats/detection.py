@@ -44,13 +44,11 @@ def auroc(
     estimate = float(_metrics().roc_auc_score(is_labelled, sample.columns[0]))
     resamples = auc_resamples(sample, is_labelled, n_resamples, seed)
     interval, p, reason = spread_interval(estimate, resamples, sample, confidence, "logit", 0.5)
-    return Statistic(
+    return sample.found(
         name,
         method,
         estimate,
         interval,
-        sample.n_tokens,
-        sample.n_clusters,
         p=p,
         confidence=confidence,
         effect_size=cohens_d(sample.columns[0], is_labelled),
@@ -90,13 +88,11 @@ def tpr_at_fpr(
     resamples = tpr_resamples(sample, is_labelled, fpr, n_resamples, seed)
     interval, reason = shifted_percentiles(estimate, resamples, sample, confidence)
     interval = interval if not reason else NO_INTERVAL
-    return Statistic(
+    return sample.found(
         name,
         method,
         estimate,
         interval,
-        sample.n_tokens,
-        sample.n_clusters,
         confidence=confidence,
         effect_size=cohens_d(sample.columns[0], is_labelled),
         prevalence=float(is_labelled.mean()),

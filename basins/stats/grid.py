@@ -90,8 +90,7 @@ def correlation_grid(
                 spread = spread_interval(value, resamples[:, i, j], sample, confidence, "fisher", 0.0)
                 interval, p_bootstrap, reason = spread
                 found.append(
-                    Statistic(
-                        kind, said, value, interval, sample.n_tokens, sample.n_clusters,
+                    sample.found(kind, said, value, interval,
                         p=p_bootstrap, confidence=confidence, reason=reason,
                     )
                 )  # fmt: skip

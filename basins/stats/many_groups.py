@@ -111,13 +111,11 @@ def _between_groups(
             reason = "; ".join(
                 filter(None, [reason, "no group or no value varies within a sequence, so p has no test"])
             )
-    return Statistic(
+    return sample.found(
         name,
         method,
         estimate,
         interval,
-        sample.n_tokens,
-        sample.n_clusters,
         p=p,
         confidence=confidence,
         details={"groups": float(n_groups)},

@@ -93,13 +93,11 @@ def max_t(
     many = len(names) > 1
     for place, layer in enumerate(usable):
         nothing = math.isnan(p[place])
-        results[layer] = Statistic(
+        results[layer] = sample.found(
             names[layer],
             method,
             float(estimates[place]),
             NO_INTERVAL,
-            sample.n_tokens,
-            sample.n_clusters,
             p=float(p[place]),
             p_corrected=float(corrected[place]) if many else math.nan,
             correction=f"max-T over {len(usable)}" if many and not nothing else "",

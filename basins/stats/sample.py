@@ -60,13 +60,14 @@ class Sample:
     def dependence(self) -> str:
         return "tokens taken as independent" if self.independent else "clustered by sequence"
 
+    def found(self, name: str, method: str, estimate: float, interval: tuple[float, float], **rest: Any) -> Statistic:
+        """A result with the sample's counts."""
+        low, high = interval
+        return Statistic(name, method, estimate, (float(low), float(high)), self.n_tokens, self.n_clusters, **rest)
+
     def nothing(self, name: str, method: str, confidence: float, reason: str = "") -> Statistic:
         """The NaN result with its reason."""
-        n_tokens, n_clusters = self.n_tokens, self.n_clusters
-        reason = reason or self.reason
-        return Statistic(
-            name, method, math.nan, NO_INTERVAL, n_tokens, n_clusters, confidence=confidence, reason=reason
-        )
+        return self.found(name, method, math.nan, NO_INTERVAL, confidence=confidence, reason=reason or self.reason)
 
 
 def gather(columns: Mapping[str, Any], clusters: Any, *, minimum: int = 4, constant: tuple[str, ...] = ()) -> Sample:

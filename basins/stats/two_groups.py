@@ -188,13 +188,11 @@ def quartile_contrast(
     outer = (quarter == 0) | (quarter == 3)
     d = cohens_d(y_column[outer], quarter[outer] == 3)
     details = {f"q{number + 1}": mean for number, mean in enumerate(means)}
-    return Statistic(
+    return sample.found(
         name,
         method,
         estimate,
         interval,
-        sample.n_tokens,
-        sample.n_clusters,
         p=p,
         confidence=confidence,
         effect_size=d,
@@ -230,13 +228,11 @@ def _two_group_result(
 ) -> Statistic:
     d, prevalence = cohens_d(sample.columns[0], labels), float(labels.mean())
     interval = (float(interval[0]), float(interval[1]))
-    return Statistic(
+    return sample.found(
         name,
         method,
         estimate,
         interval,
-        sample.n_tokens,
-        sample.n_clusters,
         p=p,
         confidence=confidence,
         effect_size=d,
