@@ -127,7 +127,7 @@ def contrast_table() -> str:
     return markdown(header, rows)
 
 
-TABLES = (importance_table, dose_table, response_table, baseline_table)
+TABLES = (importance_table, dose_table, response_table, baseline_table, natural_table, contrast_table)
 
 
 def main() -> None:

@@ -143,8 +143,12 @@ def _best_measures(tests: Any) -> str:
     if rows.empty:
         return ""
     first = rows["contrast"].iloc[0]
-    areas = where(rows, contrast=first).groupby("measure")["auroc"].max()
+    areas = where(rows, contrast=first).dropna(subset=["auroc"]).groupby("measure")["auroc"]
+    areas = areas.agg(lambda values: values.loc[(values - 0.5).abs().idxmax()])
+    if len(areas) < 2:
+        return ""
+    raw, density = f"{areas['raw_mean']:.2f}", f"{areas['density_mean']:.2f}"
     return (
-        f"The raw score's best AUROC ({first}) is {areas['raw_mean']:.2f}, that of the density before the block alone "
-        f"{areas['density_mean']:.2f}: a raw difference is mostly one of density."
+        f"The raw score's AUROC furthest from 0.5 ({first}) is {raw}, that of the density before the block alone "
+        f"{density}: a raw difference is mostly one of density."
     )
