@@ -76,10 +76,10 @@ def importance(
     methods: list[str] | None = None,
     max_length: int = 128,
     sample_rows: int = 12,
-    ablated: int = 192,
-    steps: int = 10,
+    ablated: int = 160,
+    steps: int = 8,
     k: int = SCORER["k"],
-    n_resamples: int = 500,
+    n_resamples: int = 300,
     n_permutations: int = 2000,
     seed: int = 0,
 ) -> Importance:
