@@ -43,8 +43,8 @@ def variance(states: Float[Tensor, "*token k d_model"]) -> Float[Tensor, "*token
     Two passes, after subtraction of the first state: so k equal states give exactly 0 in a stream of any norm.
     """
     shifted = states - states[..., :1, :]
-    centred = shifted - shifted.mean(-2, keepdim=True)
-    return centred.square().mean(-2).sum(-1)
+    centred = shifted.sub_(shifted.mean(-2, keepdim=True))
+    return (centred.square_() if not centred.requires_grad else centred.square()).mean(-2).sum(-1)
 
 
 def raw_score(var_out: Float[Tensor, "*token"], eps: float) -> Float[Tensor, "*token"]:

@@ -14,13 +14,14 @@ from basins.distinct import count_distinct
 from basins.errors import BasinsError
 from basins.lens import block_device, block_dtype
 from basins.neighbors import Neighbors, TokenTable, find_neighbors
-from basins.rerun import rerun
+from basins.rerun import Replay, project_ahead
 from basins.scores import variance
 from basins.selfcheck import disagreement
 from basins.settings import ScorerSettings
 from basins.sources import Chunk, Source
 
-PATCH_FLOATS = 2**25
+# Floats of the neighbours of one piece: on a CPU they stay in its cache.
+PATCH_FLOATS = {"cpu": 2**20, "cuda": 2**25}
 # The context rows of a re-run must be the model's own next layer. A cache may come from another batch shape or kernel,
 # so this allows more than the self-check does; a wrong mask or another model is off by far more.
 NEXT_LAYER_TOLERANCE = 30.0
@@ -88,6 +89,10 @@ def measure_transition(
     return result
 
 
+def _patch_floats(states: Tensor) -> int:
+    return PATCH_FLOATS.get(states.device.type, PATCH_FLOATS["cpu"])
+
+
 def _variances(
     before: Float[Tensor, "*token k d_model"], after: Float[Tensor, "*token k d_model"], normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +110,7 @@ def _look_up_all(
     """Variances of the neighbours' cached outputs, each in its own context. No block is run."""
     found = {name: states.new_full((len(ids),), float("nan")) for name in ("var_in", "var_out", "var_update")}
     scored = (ids[:, 0] >= 0).nonzero()[:, 0]
-    for some in scored.split(max(1, PATCH_FLOATS // (settings.k * states.shape[1]))):
+    for some in scored.split(max(1, _patch_floats(states) // (settings.k * states.shape[1]))):
         values = _variances(states[ids[some]], outputs[ids[some]], settings.normalize)
         for name, value in zip(found, values, strict=True):
             found[name][some] = value
@@ -127,36 +132,38 @@ def _rerun_all(
     ids = ids.view(batch, pos, -1)
     found = {name: states.new_full((batch, pos), float("nan")) for name in ("var_in", "var_out", "var_update")}
     device, dtype = block_device(model, layer), block_dtype(model, layer)
+    path = source.paths[layer].path
+    ahead = None
+    if settings.shrink == 1:
+        n_rows = int((ids[..., 0] >= 0).sum()) * settings.k
+        ahead = project_ahead(model, layer, path, bank, n_rows, settings.precision)
     for chunk in source.chunks:
         context = states[chunk.rows, : chunk.length]
         chunk_ids = ids[chunk.rows, : chunk.length]
         where, position = queries_of(chunk_ids[:, :, 0] >= 0, chunk.attention_mask.to(states.device))
-        per_call = max(1, PATCH_FLOATS // (len(context) * settings.k * d_model))
-        for start in range(0, max(position.shape[1], 1), per_call):
+        pushed_into = context.to(device, dtype)
+        replay = Replay(model, path, chunk.calls[layer], pushed_into, chunk.attention_mask, settings.precision)
+        per_call = max(1, _patch_floats(states) // (len(context) * settings.k * d_model))
+        for start in range(0, position.shape[1], per_call):
             at, real = position[:, start : start + per_call], where[:, start : start + per_call]
             row = torch.arange(len(context), device=at.device)[:, None]
             query = context[row, at][:, :, None]
-            neighbor = bank[chunk_ids[row, at].clamp_min(0)]
-            neighbor = torch.where(real[..., None, None], neighbor, query)
+            found_ids = chunk_ids[row, at].clamp_min(0)
+            neighbor = torch.where(real[..., None, None], bank[found_ids], query)
             if settings.shrink != 1:
                 neighbor = query + settings.shrink * (neighbor - query)
             pushed = neighbor.to(device, dtype)
-            outputs, after = rerun(
-                model,
-                source.paths[layer].path,
-                chunk.calls[layer],
-                context.to(device, dtype),
-                chunk.attention_mask,
+            outputs = replay.outputs(
                 pushed.flatten(1, 2),
                 at.to(device).repeat_interleave(settings.k, 1),
+                None if ahead is None else ahead[found_ids.flatten(1).to(device)],
             )
             pushed, outputs = pushed.to(states), outputs.view(pushed.shape).to(states)
             values = _variances(pushed, outputs, settings.normalize)
             rows = torch.arange(batch, device=at.device)[chunk.rows][:, None].expand_as(at)
             for name, value in zip(found, values, strict=True):
                 found[name][rows[real], at[real]] = value[real]
-            if start == 0:
-                next_states[chunk.rows, : chunk.length] = after.to(next_states)
+        next_states[chunk.rows, : chunk.length] = replay.next_states().to(next_states)
         if known is not None:
             _check_next_layer(chunk, layer, context, next_states, known, dtype)
     return {name: value.flatten() for name, value in found.items()}

@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 
 # Data flows one way: a file imports only from rows above its own. A folder is one name: its files share its row.
 ROWS = [
-    ["errors", "settings", "progress", "folders"],
+    ["errors", "settings", "progress", "folders", "precision"],
     ["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
     [
         *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
-        *["rerun", "hooked_transformer", "patching", "selfcheck"],
+        *["rerun", "hooked_transformer", "patching", "selfcheck", "core", "block_parts"],
     ],
     ["scores", "attributed", "fitted_bank"],
     [
@@ -55,8 +55,12 @@ WITHIN_A_ROW = {
     ("indexes", "half_search"),
     ("half_search", "half_kernels"),
     ("hooked_transformer", "patching"),
+    ("core", "block_parts"),
+    ("rerun", "block_parts"),
+    ("rerun", "core"),
     ("rerun", "hooked_transformer"),
     ("rerun", "patching"),
+    ("selfcheck", "block_parts"),
     ("selfcheck", "patching"),
     ("selfcheck", "rerun"),
     ("transition", "sources"),
