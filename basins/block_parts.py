@@ -19,8 +19,8 @@ from basins.block_calls import CannotRebuild
 PRE_NORM = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "GemmaDecoderLayer")
 SANDWICH = ("Gemma2DecoderLayer", "Gemma3DecoderLayer")
 KNOWN = ("GPT2Block", "GPTNeoXLayer", *PRE_NORM, *SANDWICH)
-# Where TransformerLens keeps the hooks of its own bookkeeping; they change nothing.
-BOOKKEEPING = "transformer_lens.model_bridge."
+# Where TransformerLens and transformers keep the hooks of their own bookkeeping; they change nothing.
+BOOKKEEPING = ("transformer_lens.model_bridge.", "transformers.utils.output_capturing")
 
 Map = Callable[[Tensor], Tensor]
 

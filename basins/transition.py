@@ -65,7 +65,7 @@ def measure_transition(
     next_states = None
     if settings.method == "rerun":
         next_states = source.room_for_next(layer)
-        result.variances = _rerun_all(model, layer, source, bank.states, neighbors.ids, settings, next_states)
+        result.variances = rerun_variances(model, layer, source, bank.states, neighbors.ids, settings, next_states)
         _check_outputs(result.variances["var_out"], scored, layer)
         # Neighbours that are one state have one output: what is left of a variance is rounding.
         for value in result.variances.values():
@@ -117,7 +117,7 @@ def _look_up_all(
     return found
 
 
-def _rerun_all(
+def rerun_variances(
     model: Any,
     layer: int,
     source: Source,
@@ -130,7 +130,8 @@ def _rerun_all(
     states, known = source.states(layer), source.outputs(layer)
     batch, pos, d_model = states.shape
     ids = ids.view(batch, pos, -1)
-    found = {name: states.new_full((batch, pos), float("nan")) for name in ("var_in", "var_out", "var_update")}
+    # One column more takes what is not a query, so that no device has to say how many there are.
+    found = {name: states.new_full((batch, pos + 1), float("nan")) for name in ("var_in", "var_out", "var_update")}
     device, dtype = block_device(model, layer), block_dtype(model, layer)
     path = source.paths[layer].path
     ahead = None
@@ -147,10 +148,11 @@ def _rerun_all(
         for start in range(0, position.shape[1], per_call):
             at, real = position[:, start : start + per_call], where[:, start : start + per_call]
             row = torch.arange(len(context), device=at.device)[:, None]
-            query = context[row, at][:, :, None]
-            found_ids = chunk_ids[row, at].clamp_min(0)
-            neighbor = torch.where(real[..., None, None], bank[found_ids], query)
+            # Rows that fill up a short sequence take some neighbour of another: a real state, and dropped.
+            found_ids = torch.where(real[..., None], chunk_ids[row, at], chunk_ids.max())
+            neighbor = bank[found_ids]
             if settings.shrink != 1:
+                query = context[row, at][:, :, None]
                 neighbor = query + settings.shrink * (neighbor - query)
             pushed = neighbor.to(device, dtype)
             outputs = replay.outputs(
@@ -162,11 +164,11 @@ def _rerun_all(
             values = _variances(pushed, outputs, settings.normalize)
             rows = torch.arange(batch, device=at.device)[chunk.rows][:, None].expand_as(at)
             for name, value in zip(found, values, strict=True):
-                found[name][rows[real], at[real]] = value[real]
+                found[name][rows, torch.where(real, at, pos)] = value
         next_states[chunk.rows, : chunk.length] = replay.next_states().to(next_states)
         if known is not None:
             _check_next_layer(chunk, layer, context, next_states, known, dtype)
-    return {name: value.flatten() for name, value in found.items()}
+    return {name: value[:, :pos].flatten() for name, value in found.items()}
 
 
 def queries_of(
