@@ -41,7 +41,7 @@ class Projected:
 
 @dataclass(frozen=True)
 class Context:
-    """The sequences around the patches: rotated keys, values, the model's additive mask and its rotary tables."""
+    """The sequences around the patches: keys (rotated, scaled), values, the additive mask and the rotary tables."""
 
     keys: Float[Tensor, "batch kv_head d_head pos"]
     values: Float[Tensor, "batch kv_head pos d_head"]
@@ -89,11 +89,19 @@ def context_of(parts: BlockParts, call: BlockCall, states: Float[Tensor, "batch 
     projected = project(parts, states)
     key = projected.key if rotary is None else _rotate(projected.key, *rotary)
     return Context(
-        key.permute(0, 2, 3, 1).contiguous(),
+        (key * parts.scaling).permute(0, 2, 3, 1).contiguous(),
         projected.value.transpose(1, 2).contiguous(),
         _additive(masks[0], pos, states).expand(batch, -1, -1, -1),
         rotary,
     )
+
+
+def check_causal(context: Context) -> None:
+    """Raises CannotRebuild where a position may attend to later ones: `push` leaves those keys out."""
+    pos = context.mask.shape[-1]
+    later = torch.ones(pos, pos, dtype=torch.bool, device=context.mask.device).triu(1)
+    if bool((context.mask[..., later] > torch.finfo(context.mask.dtype).min / 2).any()):
+        raise CannotRebuild("the attention mask is not causal")
 
 
 def push(
@@ -102,42 +110,52 @@ def push(
     patches: Float[Tensor, "batch patch d_model"],
     positions: Int[Tensor, "batch patch"],
     projected: Projected | None = None,
+    last: int | None = None,
 ) -> Float[Tensor, "batch patch d_model"]:
     """Outputs of the block for every patch, at its position of its sequence.
 
-    `projected` is what `project` gives for the patches, where it is known already.
+    `projected` is what `project` gives for the patches, where it is known already; `last` the largest position, where
+    it is known without asking the device.
     """
+    pieces = list(_pieces(parts, context, patches))
+    if len(pieces) == 1:
+        return _push(parts, context, patches, positions, projected, last)
     outputs = torch.empty_like(patches)
-    if not patches.numel():
-        return outputs
-    for index in _pieces(parts, context, patches):
+    for rows, some in pieces:
+        index = rows, some
         known = None if projected is None else projected[index]
-        outputs[index] = _push(parts, context[index[0]], patches[index], positions[index], known)
+        outputs[index] = _push(parts, context[rows], patches[index], positions[index], known, last)
     return outputs
 
 
 def _pieces(parts: BlockParts, context: Context, patches: Tensor) -> Iterator[tuple[slice, slice]]:
     """Whole sequences where several fit, else parts of one."""
     batch, n_patches, d_model = patches.shape
-    heads, pos = context.mask.shape[1], context.values.shape[2]
-    heads = max(heads, -(-d_model // parts.d_head))
+    if not patches.numel():
+        return
+    heads, pos = -(-d_model // parts.d_head), context.values.shape[2]
     rows = max(1, FLOATS_PER_PIECE.get(patches.device.type, 2**20) // max(heads * pos, 8 * d_model))
     if n_patches > rows:
         for row in range(batch):
             for start in range(0, n_patches, rows):
                 yield slice(row, row + 1), slice(start, start + rows)
     else:
-        step = rows // max(1, n_patches)
+        step = rows // n_patches
         for start in range(0, batch, step):
             yield slice(start, start + step), slice(None)
 
 
 def _push(
-    parts: BlockParts, context: Context, patches: Tensor, positions: Tensor, projected: Projected | None
+    parts: BlockParts,
+    context: Context,
+    patches: Tensor,
+    positions: Tensor,
+    projected: Projected | None,
+    last: int | None,
 ) -> Float[Tensor, "batch patch d_model"]:
     if projected is None:
         projected = project(parts, patches)
-    attended = parts.out(_attend(parts, context, projected, positions))
+    attended = parts.out(_attend(parts, context, projected, positions, last))
     if parts.after_attention is not None:
         attended = parts.after_attention(attended)
     after = patches + attended
@@ -147,33 +165,36 @@ def _push(
 
 
 def _attend(
-    parts: BlockParts, context: Context, patch: Projected, positions: Int[Tensor, "batch patch"]
+    parts: BlockParts, context: Context, patch: Projected, positions: Int[Tensor, "batch patch"], last: int | None
 ) -> Float[Tensor, "batch patch d_attention"]:
     """Heads' mixtures of values, side by side: sum over the context before p, plus the patch itself at column p."""
-    query, key = patch.query, patch.key
+    query, key, value = patch.query, patch.key, patch.value
     if context.rotary is not None:
         index = positions[..., None].expand(-1, -1, context.rotary[0].shape[-1])
         cos, sin = (table.gather(1, index) for table in context.rotary)
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+    if last is None and positions.device.type == "cpu":
+        last = int(positions.max())
+    # No patch attends to what comes after the last of them.
+    pos = context.values.shape[2] if last is None else last + 1
+    keys, values, mask = context.keys[..., :pos], context.values[:, :, :pos], context.mask[..., :pos]
     batch, n_patches, n_heads, d_head = query.shape
     n_kv = key.shape[2]
-    # "batch kv_head group patch d_head": the query heads that share a key head are one matrix product.
-    query = (query * parts.scaling).view(batch, n_patches, n_kv, -1, d_head).permute(0, 2, 3, 1, 4)
-    key, value = key.transpose(1, 2)[:, :, None], patch.value.transpose(1, 2)[:, :, None]
-    scores = (query.flatten(2, 3) @ context.keys).view(batch, n_heads, n_patches, -1)
-    own = (query * key).sum(-1).view(batch, n_heads, n_patches, 1)
+    # "batch patch kv_head group d_head": the query heads that share a key head are one matrix product.
+    query = query.view(batch, n_patches, n_kv, -1, d_head)
+    scores = (query.permute(0, 2, 3, 1, 4).flatten(2, 3) @ keys).view(batch, n_heads, n_patches, pos)
+    own = (query * key[:, :, :, None]).sum(-1).view(batch, n_patches, n_heads) * parts.scaling
     column = positions[:, None, :, None].expand(-1, n_heads, -1, -1)
-    scores.scatter_(-1, column, own.to(scores.dtype))
+    scores.scatter_(-1, column, own.transpose(1, 2)[..., None].to(scores.dtype))
     if parts.softcap is not None:
         scores = scores.div_(parts.softcap).tanh_().mul_(parts.softcap)
-    scores += _mask_rows(context.mask, positions)
+    scores += _mask_rows(mask, positions)
     weights = scores.softmax(-1, dtype=parts.softmax)
-    own = weights.gather(-1, column).view(batch, n_kv, -1, n_patches, 1)
-    weights.scatter_(-1, column, 0)
-    weights = weights.to(context.values.dtype).view(batch, n_kv, -1, weights.shape[-1])
-    mixed = (weights @ context.values).view(batch, n_kv, -1, n_patches, d_head)
-    mixed = mixed + own.to(value.dtype) * value
-    return mixed.permute(0, 3, 1, 2, 4).reshape(batch, n_patches, -1)
+    own = weights.gather(-1, column).view(batch, n_kv, -1, n_patches, 1).permute(0, 3, 1, 2, 4).to(value.dtype)
+    weights = weights.scatter_(-1, column, 0).to(values.dtype).view(batch, n_kv, -1, pos)
+    mixed = (weights @ values).view(batch, n_kv, -1, n_patches, d_head).permute(0, 3, 1, 2, 4)
+    room = torch.empty(query.shape, dtype=mixed.dtype, device=mixed.device)
+    return torch.addcmul(mixed, own, value[:, :, :, None], out=room).flatten(2)
 
 
 def _mask_rows(

@@ -64,12 +64,13 @@ class Replay:
         patches: Float[Tensor, "batch patch d_model"],
         positions: Int[Tensor, "batch patch"],
         projected: Projected | None = None,
+        last: int | None = None,
     ) -> Float[Tensor, "batch patch d_model"]:
-        """Outputs for every patch. `projected`: what the core computes from the patches alone, if that is known."""
+        """Outputs for every patch. What the core may be spared: `projected` and `last`, as in `core.push`."""
         batch, n_patches, d_model = patches.shape
         with self._precision():
             if self.path == "core":
-                return push(self.parts, self.context, patches, positions, projected)
+                return push(self.parts, self.context, patches, positions, projected, last)
             if self.path == "packed":
                 outputs, next_states = packed_replay(self.model, self.call, self.states, patches, positions)
                 if self.precision == "float32" and self._next is None:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from basins.block_calls import BlockCall, CannotRebuild, record_calls
 from basins.block_parts import has_known_parts
+from basins.core import check_causal
 from basins.lens import block_device, block_dtype, hook_fingerprint
 from basins.patching import patch_block, restart_layers
 from basins.precision import matmul_precision
-from basins.rerun import rerun
+from basins.rerun import Replay
 
 PATHS = ("core", "packed", "single_block", "full_model")
 N_FOREIGN = 4
@@ -113,8 +114,11 @@ def _check_layer(
 
     def all_at_once(path: str) -> Callable[[], Tensor]:
         def attempt() -> Tensor:
-            outputs, next_states = rerun(model, path, call, own, torch.ones_like(own[..., 0]), patches[None], at[None])
-            return torch.cat([outputs[0], next_states[0, real]])
+            replay = Replay(model, path, call, own, torch.ones_like(own[..., 0]))
+            if path == "core":
+                check_causal(replay.context)
+            outputs = replay.outputs(patches[None], at[None])
+            return torch.cat([outputs[0], replay.next_states()[0, real]])
 
         return attempt
 

@@ -134,19 +134,23 @@ def rerun_variances(
     found = {name: states.new_full((batch, pos + 1), float("nan")) for name in ("var_in", "var_out", "var_update")}
     device, dtype = block_device(model, layer), block_dtype(model, layer)
     path = source.paths[layer].path
+    # Known to the host once and for all: a GPU that is asked in between stands still.
+    scored = (ids[..., 0] >= 0).cpu()
     ahead = None
     if settings.shrink == 1:
-        n_rows = int((ids[..., 0] >= 0).sum()) * settings.k
+        n_rows = int(scored.sum()) * settings.k
         ahead = project_ahead(model, layer, path, bank, n_rows, settings.precision)
     for chunk in source.chunks:
         context = states[chunk.rows, : chunk.length]
         chunk_ids = ids[chunk.rows, : chunk.length]
-        where, position = queries_of(chunk_ids[:, :, 0] >= 0, chunk.attention_mask.to(states.device))
+        where, position = queries_of(scored[chunk.rows, : chunk.length], chunk.attention_mask.cpu())
         pushed_into = context.to(device, dtype)
         replay = Replay(model, path, chunk.calls[layer], pushed_into, chunk.attention_mask, settings.precision)
         per_call = max(1, _patch_floats(states) // (len(context) * settings.k * d_model))
         for start in range(0, position.shape[1], per_call):
             at, real = position[:, start : start + per_call], where[:, start : start + per_call]
+            last = int(at.max())
+            at, real = (tensor.to(states.device, non_blocking=True) for tensor in (at, real))
             row = torch.arange(len(context), device=at.device)[:, None]
             # Rows that fill up a short sequence take some neighbour of another: a real state, and dropped.
             found_ids = torch.where(real[..., None], chunk_ids[row, at], chunk_ids.max())
@@ -159,6 +163,7 @@ def rerun_variances(
                 pushed.flatten(1, 2),
                 at.to(device).repeat_interleave(settings.k, 1),
                 None if ahead is None else ahead[found_ids.flatten(1).to(device)],
+                last,
             )
             pushed, outputs = pushed.to(states), outputs.view(pushed.shape).to(states)
             values = _variances(pushed, outputs, settings.normalize)

@@ -61,6 +61,7 @@ WITHIN_A_ROW = {
     ("rerun", "hooked_transformer"),
     ("rerun", "patching"),
     ("selfcheck", "block_parts"),
+    ("selfcheck", "core"),
     ("selfcheck", "patching"),
     ("selfcheck", "rerun"),
     ("transition", "sources"),
