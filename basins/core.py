@@ -20,6 +20,7 @@ from torch import Tensor
 
 from basins.block_calls import BlockCall, CannotRebuild, causal_mask
 from basins.block_parts import BlockParts
+from basins.patched_attention import attend
 
 # Floats of the largest intermediate of one piece: attention scores or the MLP's inner layer.
 FLOATS_PER_PIECE = {"cpu": 2**20, "cuda": 2**28}
@@ -37,6 +38,11 @@ class Projected:
     def __getitem__(self, index: Any) -> Projected:
         mlp = None if self.mlp is None else self.mlp[index]
         return Projected(self.query[index], self.key[index], self.value[index], mlp)
+
+    def unflatten(self, batch: int) -> Projected:
+        """Rows of one axis as those of `batch` sequences."""
+        parts = (None if part is None else part.unflatten(0, (batch, -1)) for part in vars(self).values())
+        return Projected(*parts)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class Context:
 def project(parts: BlockParts, states: Float[Tensor, "*row d_model"]) -> Projected:
     """In the block's dtype and on its device."""
     normed = parts.before_attention(states)
-    query, key, value = (part(normed).unflatten(-1, (-1, parts.d_head)) for part in (parts.query, parts.key, parts.value))
+    query, key, value = (
+        part(normed).unflatten(-1, (-1, parts.d_head)) for part in (parts.query, parts.key, parts.value)
+    )
     if parts.query_norm is not None:
         query = parts.query_norm(query)
     if parts.key_norm is not None:
@@ -64,8 +72,16 @@ def project(parts: BlockParts, states: Float[Tensor, "*row d_model"]) -> Project
     return Projected(query, key, value, parts.mlp(parts.before_mlp(states)) if parts.parallel else None)
 
 
-def context_of(parts: BlockParts, call: BlockCall, states: Float[Tensor, "batch pos d_model"]) -> Context:
-    """Keys and values of the sequences as they are. Raises CannotRebuild where the call's arguments are not known."""
+def context_of(
+    parts: BlockParts,
+    call: BlockCall,
+    states: Float[Tensor, "batch pos d_model"],
+    projected: Projected | None = None,
+) -> Context:
+    """Keys and values of the sequences as they are, from what `project` gives for them where that is known.
+
+    Raises CannotRebuild where the call's arguments are not known.
+    """
     masks: list[Tensor | None] = []
     tables: list[Tensor] = []
 
@@ -86,7 +102,8 @@ def context_of(parts: BlockParts, call: BlockCall, states: Float[Tensor, "batch 
             raise CannotRebuild(f"rotary tables of shape {tuple(tables[0].shape)} for {pos} positions")
         cos, sin = (table.expand(batch, -1, -1) for table in tables)
         rotary = (cos, sin)
-    projected = project(parts, states)
+    if projected is None:
+        projected = project(parts, states)
     key = projected.key if rotary is None else _rotate(projected.key, *rotary)
     return Context(
         (key * parts.scaling).permute(0, 2, 3, 1).contiguous(),
@@ -167,8 +184,8 @@ def _push(
 def _attend(
     parts: BlockParts, context: Context, patch: Projected, positions: Int[Tensor, "batch patch"], last: int | None
 ) -> Float[Tensor, "batch patch d_attention"]:
-    """Heads' mixtures of values, side by side: sum over the context before p, plus the patch itself at column p."""
-    query, key, value = patch.query, patch.key, patch.value
+    """The heads' mixtures of values, side by side."""
+    query, key = patch.query, patch.key
     if context.rotary is not None:
         index = positions[..., None].expand(-1, -1, context.rotary[0].shape[-1])
         cos, sin = (table.gather(1, index) for table in context.rotary)
@@ -178,30 +195,8 @@ def _attend(
     # No patch attends to what comes after the last of them.
     pos = context.values.shape[2] if last is None else last + 1
     keys, values, mask = context.keys[..., :pos], context.values[:, :, :pos], context.mask[..., :pos]
-    batch, n_patches, n_heads, d_head = query.shape
-    n_kv = key.shape[2]
-    # "batch patch kv_head group d_head": the query heads that share a key head are one matrix product.
-    query = query.view(batch, n_patches, n_kv, -1, d_head)
-    scores = (query.permute(0, 2, 3, 1, 4).flatten(2, 3) @ keys).view(batch, n_heads, n_patches, pos)
-    own = (query * key[:, :, :, None]).sum(-1).view(batch, n_patches, n_heads) * parts.scaling
-    column = positions[:, None, :, None].expand(-1, n_heads, -1, -1)
-    scores.scatter_(-1, column, own.transpose(1, 2)[..., None].to(scores.dtype))
-    if parts.softcap is not None:
-        scores = scores.div_(parts.softcap).tanh_().mul_(parts.softcap)
-    scores += _mask_rows(mask, positions)
-    weights = scores.softmax(-1, dtype=parts.softmax)
-    own = weights.gather(-1, column).view(batch, n_kv, -1, n_patches, 1).permute(0, 3, 1, 2, 4).to(value.dtype)
-    weights = weights.scatter_(-1, column, 0).to(values.dtype).view(batch, n_kv, -1, pos)
-    mixed = (weights @ values).view(batch, n_kv, -1, n_patches, d_head).permute(0, 3, 1, 2, 4)
-    room = torch.empty(query.shape, dtype=mixed.dtype, device=mixed.device)
-    return torch.addcmul(mixed, own, value[:, :, :, None], out=room).flatten(2)
-
-
-def _mask_rows(
-    mask: Float[Tensor, "batch mask_head pos pos"], positions: Int[Tensor, "batch patch"]
-) -> Float[Tensor, "batch mask_head patch pos"]:
-    index = positions[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-    return mask.gather(2, index)
+    operands = query, key, patch.value, keys, values, mask, positions
+    return attend(*operands, parts.scaling, parts.softcap, parts.softmax)
 
 
 def _rotate(

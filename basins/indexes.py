@@ -95,7 +95,9 @@ class SearchSpace:
             room[:, :-1] = (some.double() - self.centre) * self.scale
         return low
 
-    def squared_distances(self, queries: Int[Tensor, "*#pair"], members: Int[Tensor, "*pair"]) -> Float[Tensor, "*pair"]:
+    def squared_distances(
+        self, queries: Int[Tensor, "*#pair"], members: Int[Tensor, "*pair"]
+    ) -> Float[Tensor, "*pair"]:
         """Directly, in float64; on a CPU in pieces that stay in its cache."""
         floats = members[:1].numel() * self.width
         rows = max(1, FLOATS_IN_CACHE // max(1, floats)) if members.device.type == "cpu" else max(1, len(members))

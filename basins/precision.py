@@ -36,6 +36,15 @@ def matmul_precision(precision: str, device: torch.device, dtype: torch.dtype) -
             yield
 
 
+def tf32_is_on() -> bool:
+    """As matrix products on a GPU take it now."""
+    switch = torch.backends.cuda.matmul
+    try:
+        return switch.fp32_precision == "tf32"
+    except AttributeError:
+        return bool(switch.allow_tf32)
+
+
 @contextmanager
 def _tf32(on: bool) -> Iterator[None]:
     """Both of PyTorch's ways to switch TF32 read as they did before: only one is touched.

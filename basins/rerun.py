@@ -39,7 +39,7 @@ class Replay:
     """One block, ready to be re-run in its sequences' context by the path that the self-check chose.
 
     `states` are in the block's dtype and on its device. `precision` is that of the patched rows' matrix products; the
-    next layer is always the model's own.
+    next layer is always the model's own. `projected`: what the core computes from the states alone, if that is known.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Replay:
         states: Float[Tensor, "batch pos d_model"],
         attention_mask: Int[Tensor, "batch pos"],
         precision: str = "float32",
+        projected: Projected | None = None,
     ) -> None:
         self.model, self.path, self.call, self.states, self.attention_mask = model, path, call, states, attention_mask
         self.precision = precision
@@ -57,7 +58,7 @@ class Replay:
         if path == "core":
             self.parts = block_parts(model, call.layer)
             with self._precision():
-                self.context = context_of(self.parts, call, states)
+                self.context = context_of(self.parts, call, states, projected)
 
     def outputs(
         self,

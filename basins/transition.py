@@ -65,7 +65,7 @@ def measure_transition(
     next_states = None
     if settings.method == "rerun":
         next_states = source.room_for_next(layer)
-        result.variances = rerun_variances(model, layer, source, bank.states, neighbors.ids, settings, next_states)
+        result.variances = rerun_variances(model, layer, source, bank, neighbors.ids, settings, next_states)
         _check_outputs(result.variances["var_out"], scored, layer)
         # Neighbours that are one state have one output: what is left of a variance is rounding.
         for value in result.variances.values():
@@ -121,7 +121,7 @@ def rerun_variances(
     model: Any,
     layer: int,
     source: Source,
-    bank: Float[Tensor, "bank d_model"],
+    bank: Bank,
     ids: Int[Tensor, "token k"],
     settings: ScorerSettings,
     next_states: Float[Tensor, "batch pos d_model"],
@@ -139,13 +139,21 @@ def rerun_variances(
     ahead = None
     if settings.shrink == 1:
         n_rows = int(scored.sum()) * settings.k
-        ahead = project_ahead(model, layer, path, bank, n_rows, settings.precision)
+        ahead = project_ahead(model, layer, path, bank.states, n_rows, settings.precision)
+    context_ahead = ahead.unflatten(batch) if ahead is not None and bank.same else None
     for chunk in source.chunks:
         context = states[chunk.rows, : chunk.length]
         chunk_ids = ids[chunk.rows, : chunk.length]
         where, position = queries_of(scored[chunk.rows, : chunk.length], chunk.attention_mask.cpu())
-        pushed_into = context.to(device, dtype)
-        replay = Replay(model, path, chunk.calls[layer], pushed_into, chunk.attention_mask, settings.precision)
+        replay = Replay(
+            model,
+            path,
+            chunk.calls[layer],
+            context.to(device, dtype),
+            chunk.attention_mask,
+            settings.precision,
+            None if context_ahead is None else context_ahead[chunk.rows, : chunk.length],
+        )
         per_call = max(1, _patch_floats(states) // (len(context) * settings.k * d_model))
         for start in range(0, position.shape[1], per_call):
             at, real = position[:, start : start + per_call], where[:, start : start + per_call]
@@ -154,7 +162,7 @@ def rerun_variances(
             row = torch.arange(len(context), device=at.device)[:, None]
             # Rows that fill up a short sequence take some neighbour of another: a real state, and dropped.
             found_ids = torch.where(real[..., None], chunk_ids[row, at], chunk_ids.max())
-            neighbor = bank[found_ids]
+            neighbor = bank.states[found_ids]
             if settings.shrink != 1:
                 query = context[row, at][:, :, None]
                 neighbor = query + settings.shrink * (neighbor - query)

@@ -41,7 +41,7 @@ from basins.scores import raw_score, relative_score, update_score
 from basins.selfcheck import CheckedPath, check_paths
 from basins.settings import PRECISIONS, ScorerSettings
 from basins.sources import Chunk, record_chunks
-from basins.transition import rerun_variances
+from basins.transition import Bank, rerun_variances
 
 LAYER = 6
 CHECKED = 4  # sequences that are compared with float64
@@ -151,7 +151,8 @@ def main() -> None:
             some_chunks = record_chunks(model, tokens[:asked_for], mask[:asked_for], (LAYER,), 1)
         with as_found(model):
             source = OneLayer(states, some_chunks, path)
-            return rerun_variances(model, LAYER, source, flat, some, asked, torch.empty_like(states))  # type: ignore[arg-type]
+            bank = Bank(flat, None, table, same=True)
+            return rerun_variances(model, LAYER, source, bank, some, asked, torch.empty_like(states))  # type: ignore[arg-type]
 
     reference = exact_scores(in_float64, device, tokens, mask, states, ids, args.k)
     n_queries = states.shape[0] * args.pos
@@ -205,7 +206,8 @@ def exact_scores(
         chunks = record_chunks(model, tokens[:some], mask[:some], (LAYER,), 1)
         source = OneLayer(states[:some].double(), chunks, "packed")
         settings = ScorerSettings(k=k, neighbors="cross_sequence", dtype="float64")
-        bank, own = states.double().flatten(0, 1), ids[: some * tokens.shape[1]]
+        bank = Bank(states.double().flatten(0, 1), None, table_of(mask, None, 0), same=False)
+        own = ids[: some * tokens.shape[1]]
         room = torch.empty_like(source.held)
         return scores(rerun_variances(model, LAYER, source, bank, own, settings, room))  # type: ignore[arg-type]
 

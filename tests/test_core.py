@@ -175,3 +175,9 @@ def test_core_leaves_the_model_as_found(name, untouched):
     with untouched(model):
         scores = BasinScorer(model, k=4, precision="bfloat16").score_tokens(tokens)
     assert scores.settings["replay"] == {"core": N_LAYERS}
+
+
+def test_chunks_are_of_one_size_without_a_small_rest():
+    from basins.sources import _even
+
+    assert [_even(256, 82), _even(10, 3), _even(6, 3), _even(1, 5), _even(0, 5)] == [64, 3, 3, 1, 5]

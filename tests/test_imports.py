@@ -20,6 +20,7 @@ ROWS = [
     [
         *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
         *["rerun", "hooked_transformer", "patching", "selfcheck", "core", "block_parts"],
+        *["patched_attention", "patched_kernels"],
     ],
     ["scores", "attributed", "fitted_bank"],
     [
@@ -56,6 +57,8 @@ WITHIN_A_ROW = {
     ("half_search", "half_kernels"),
     ("hooked_transformer", "patching"),
     ("core", "block_parts"),
+    ("core", "patched_attention"),
+    ("patched_attention", "patched_kernels"),
     ("rerun", "block_parts"),
     ("rerun", "core"),
     ("rerun", "hooked_transformer"),
