@@ -1,8 +1,9 @@
 """Before a scorer trusts a fast path it compares it, block by block, with the model's own forward pass.
 
 Four paths give the same numbers where they work: the core, packed replay, one block per patch, the whole model per
-patch. The check takes the fastest that agrees and says why the others were refused. Two things are compared: every position's own
-state must reproduce the next layer, and a few foreign states must come out as when they are patched in by hooks.
+patch. The check takes the fastest that agrees and says why the others were refused. Two things are compared: every
+position's own state must reproduce the next layer, and a few foreign states must come out as when they are patched in
+by hooks.
 """
 
 from __future__ import annotations

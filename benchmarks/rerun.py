@@ -1,14 +1,14 @@
 """Re-running one block for every query's neighbours: the core in three precisions, and the ways it replaces.
 
-A model of GPT-2 small's shape (12 layers, width 768, 12 heads; random weights), one of its middle blocks, sequences of
-128 tokens, every query's real nearest neighbours (k = 15). Timed is what a scorer does at one transition once neighbours
-are known: states and neighbour ids in, three variances a query and the next layer out.
+The seventh block of a model of GPT-2 small's shape (width 768, 12 heads; random weights; later blocks are left out),
+sequences of 128 tokens, every query's real nearest neighbours (k = 15). Timed is what a scorer does at one transition
+once neighbours are known: states and neighbour ids in, three variances a query and the next layer out.
 
 The floor. A query has k patched rows. Each needs, at width d and T positions, in multiply-adds:
 query, key and value 3 d^2 (once per state, so 1/k of that a row), attention T d for scores and T d for the mixture,
 output projection d^2, MLP 8 d^2. With two operations each, d = 768, T = 128, k = 15:
-15 (18 d^2 + 4 T d) + 6 d^2 = 168.7 million operations a query, 159.3 million of them in the output projection and MLP, which
-nothing can share: their input differs for every pair of query and neighbour.
+15 (18 d^2 + 4 T d) + 6 d^2 = 168.7 million operations a query, 159.3 million of them in the output projection and MLP,
+which nothing can share: their input differs for every pair of query and neighbour.
 Bytes: the variances read k d floats of input and write k d of output, 92 kB a query in float32.
 So 500,000 queries/s are 84 TFLOP/s and 200,000 are 34 TFLOP/s, and the "floor" rows are the output projection's and
 MLP's matrix products alone on the device at hand, in its own libraries.
@@ -124,12 +124,12 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=CSV)
     args = parser.parse_args()
     device = torch.device(args.device)
-    hf_model = gpt2_small(12, args.d_model)
+    hf_model = gpt2_small(LAYER + 1, args.d_model)
     in_float64 = copy.deepcopy(hf_model)
     model = basins.load_model(hf_model, device=device)
     tokens = torch.randint(1000, (args.sequences, args.pos), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(tokens)
-    settings = ScorerSettings(k=args.k, neighbors="cross_sequence")
+    settings = ScorerSettings(k=args.k, neighbors="cross_sequence", index="exact")
     with as_found(model):
         pieces: list[Tensor] = []
         chunks = record_chunks(model, tokens, mask, (LAYER,), None, (LAYER,), lambda rows, s: pieces.append(s[LAYER]))
@@ -157,7 +157,7 @@ def main() -> None:
     reference = exact_scores(in_float64, device, tokens, mask, states, ids, args.k)
     n_queries = states.shape[0] * args.pos
     about = {
-        "name": "re-run, block 6 of 12 of GPT-2 small's shape",
+        "name": "re-run, a block of GPT-2 small's shape",
         "tokens": n_queries,
         "k": args.k,
         "d_model": args.d_model,

@@ -125,5 +125,7 @@ def test_other_models_run_in_their_own_precision():
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(BasinsError, match="precision='half' is not an option. Possible: 'float32', 'tf32', 'bfloat16'"):
+    with pytest.raises(
+        BasinsError, match=r"precision='half' is not an option\. Possible: 'float32', 'tf32', 'bfloat16'"
+    ):
         BasinScorer(tiny_model("gpt2"), precision="half")
