@@ -13,7 +13,8 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ROWS, COLUMNS = 64, 64
+# By the compiler's report for compute capability 9.0: no spills up to a width of 64, two programs to a multiprocessor.
+ROWS, COLUMNS = 64, 32
 
 
 @triton.jit
@@ -120,5 +121,6 @@ def attend(
         COLUMNS=COLUMNS,
         PRECISION="tf32" if tf32 else "tf32x3",
         num_warps=4,
+        num_stages=1,
     )
     return out.flatten(2)

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from measured import CSV, append, device_name, timed
@@ -154,6 +155,11 @@ def main() -> None:
             bank = Bank(flat, None, table, same=True)
             return rerun_variances(model, LAYER, source, bank, some, asked, torch.empty_like(states))  # type: ignore[arg-type]
 
+    def in_steps(path: str, precision: str) -> dict[str, Tensor]:
+        """Without the kernel."""
+        with mock.patch("basins.patched_attention.has_kernel", lambda device: False):
+            return variances(path, precision)
+
     reference = exact_scores(in_float64, device, tokens, mask, states, ids, args.k)
     n_queries = states.shape[0] * args.pos
     about = {
@@ -167,6 +173,9 @@ def main() -> None:
     plan: list[tuple[str, str, int, Callable[[], Any]]] = []
     for precision in precisions:
         plan.append(("core", precision, n_queries, lambda p=precision: variances("core", p)))
+    if device.type == "cuda":
+        for precision in precisions:
+            plan.append(("core, attention in steps", precision, n_queries, lambda p=precision: in_steps("core", p)))
     for precision in precisions[:2]:
         plan.append(("packed replay", precision, n_queries, lambda p=precision: variances("packed", p)))
     slow = min(args.slow_queries, n_queries)

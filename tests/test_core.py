@@ -12,7 +12,7 @@ from test_rerun import (
     patches_and_positions,
     some_tokens,
 )
-from test_selfcheck import checked
+from test_selfcheck import CORES, checked
 from tiny_models import ARCHITECTURES, N_LAYERS, tiny_hf_model, tiny_model
 
 import basins
@@ -22,8 +22,6 @@ from basins.block_parts import block_parts, has_known_parts
 from basins.core import context_of, project, push
 from basins.lens import as_found, n_layers
 from basins.rerun import Replay, packed_replay, project_ahead
-
-CORES = ["gpt2", "llama", "gpt_neox", "gemma2", "gemma3", "qwen2", "qwen3", "mistral"]
 
 
 def relative_error(got, expected):

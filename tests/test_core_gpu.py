@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 SHAPES = {
     "one head": {"n_heads": 1, "n_kv": 1, "d_head": 16, "n_patches": 1, "pos": 1},
     "grouped": {"n_heads": 6, "n_kv": 2, "d_head": 64, "n_patches": 130, "pos": 100},
-    "wide": {"n_heads": 2, "n_kv": 2, "d_head": 128, "n_patches": 65, "pos": 257},
+    "long": {"n_heads": 2, "n_kv": 2, "d_head": 32, "n_patches": 65, "pos": 257},
 }
 
 
