@@ -39,7 +39,7 @@ def attend(
         from basins import patched_kernels
 
         operands = (tensor.to(dtype) for tensor in (query, key, value, keys, values))
-        return patched_kernels.attend(*operands, mask, positions, scaling, tf32_is_on())
+        return patched_kernels.attend(*operands, mask=mask, positions=positions, scaling=scaling, tf32=tf32_is_on())
     return attend_in_steps(query, key, value, keys, values, mask, positions, scaling, softcap, softmax)
 
 
@@ -83,7 +83,7 @@ def has_kernel(device: torch.device) -> bool:
 @cache
 def kernel_refusal(index: int | None) -> str | None:
     """Why a CUDA device takes the steps, found out once by compiling the kernel and comparing; None: it does not."""
-    device = torch.device("cuda", index)
+    device = torch.device("cuda" if index is None else f"cuda:{index}")
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "compute capability below 8.0"
     try:
@@ -99,8 +99,9 @@ def kernel_agrees(device: torch.device) -> bool:
 
     operands = random_operands(device, n_heads=4, n_kv=2, d_head=32, n_patches=70, pos=37)
     with torch.autocast(device.type, enabled=False):
-        found = patched_kernels.attend(*operands, 0.2, False)
-        right = attend_in_steps(*(x.double() if x.is_floating_point() else x for x in operands), 0.2, None, None)
+        found = patched_kernels.attend(*operands, scaling=0.2, tf32=False)
+        exact = [x.double() if x.is_floating_point() else x for x in operands]
+        right = attend_in_steps(*exact, scaling=0.2, softcap=None, softmax=None)
     return float((found - right).norm() / right.norm()) < 1e-5
 
 

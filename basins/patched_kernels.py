@@ -7,6 +7,8 @@ unless there is a CUDA device and Triton. The softmax runs over the keys as they
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
@@ -97,30 +99,33 @@ def attend(
         keys, values, mask = keys.contiguous(), values.contiguous(), mask.contiguous()
     batch, n_patches, n_heads, width = query.shape
     out = torch.empty_like(query)
-    _attend[(triton.cdiv(n_patches, ROWS), batch * n_heads)](
-        query,
-        key,
-        value,
-        keys,
-        values,
-        mask,
-        positions,
-        out,
-        n_patches,
-        n_heads,
-        key.shape[2],
-        keys.shape[3],
-        *keys.stride()[:3],
-        *values.stride()[:3],
-        mask.stride(0),
-        mask.stride(1) if mask.shape[1] > 1 else 0,
-        mask.stride(2),
-        scaling,
-        WIDTH=width,
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
-        PRECISION="tf32" if tf32 else "tf32x3",
-        num_warps=4,
-        num_stages=1,
-    )
+    kernel: Any = _attend
+    # On the device of the states, which need not be the current one.
+    with torch.cuda.device(query.device if query.is_cuda else -1):
+        kernel[(triton.cdiv(n_patches, ROWS), batch * n_heads)](
+            query,
+            key,
+            value,
+            keys,
+            values,
+            mask,
+            positions,
+            out,
+            n_patches,
+            n_heads,
+            key.shape[2],
+            keys.shape[3],
+            *keys.stride()[:3],
+            *values.stride()[:3],
+            mask.stride(0),
+            mask.stride(1) if mask.shape[1] > 1 else 0,
+            mask.stride(2),
+            scaling,
+            WIDTH=width,
+            ROWS=ROWS,
+            COLUMNS=COLUMNS,
+            PRECISION="tf32" if tf32 else "tf32x3",
+            num_warps=4,
+            num_stages=1,
+        )
     return out.flatten(2)

@@ -157,7 +157,7 @@ def main() -> None:
 
     def in_steps(path: str, precision: str) -> dict[str, Tensor]:
         """Without the kernel."""
-        with mock.patch("basins.patched_attention.has_kernel", lambda device: False):
+        with mock.patch("basins.patched_attention.has_kernel", return_value=False):
             return variances(path, precision)
 
     reference = exact_scores(in_float64, device, tokens, mask, states, ids, args.k)

@@ -12,7 +12,6 @@ from basins.block_calls import record_calls
 from basins.lens import as_found, n_layers
 from basins.selfcheck import SlowReplay, check_paths, disagreement
 
-
 # Blocks whose parts are known: see test_core.py.
 CORES = ("gpt2", "llama", "gpt_neox", "gemma2", "gemma3", "qwen2", "qwen3", "mistral")
 
