@@ -139,10 +139,6 @@ def test_a_hooked_block_is_not_taken_apart():
     block_parts(model, 1)
 
 
-def _wrong_scaling(model):
-    model.blocks[1].original_component.self_attn.original_component.scaling *= 1.01
-
-
 def _wrong_norm(model):
     """The block's own norm and the bridge's no longer agree."""
     norm = model.blocks[1].original_component.input_layernorm
