@@ -123,7 +123,7 @@ def replay_table(model: str, paths: dict[int, CheckedPath]) -> RenderableType:
     return _with_caption(
         table,
         "Error: largest difference from the model's own forward pass, in units of what rounding allows (at most 1). "
-        "packed is fast; single_block and full_model give the same numbers slowly.",
+        "core and packed are fast; single_block and full_model give the same numbers slowly.",
     )
 
 
@@ -163,6 +163,7 @@ def replay_sentence(settings: dict[str, Any]) -> str:
     if settings["method"] == "lookup" or not counts:
         return "No neighbour was re-run: their outputs were looked up."
     how = {
+        "core": "by the re-run core",
         "packed": "by packed replay",
         "single_block": "one call a neighbour",
         "full_model": "one model run a neighbour",

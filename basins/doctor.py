@@ -1,4 +1,4 @@
-"""What is installed, what it runs on, and whether packed replay holds for a model. The CLI prints it."""
+"""What is installed, what it runs on, and how a model's blocks can be re-run. The CLI prints it."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ IVF_SAMPLE = 256
 # Below this many, float32 products take little and no kernel need be compiled.
 HALF_FROM = 4096
 ROWS_AT_ONCE = 2**14
+FLOATS_IN_CACHE = 2**17
 # Below this, in units of the largest squared norm, float32 may have rounded a square to 0.
 UNDERFLOW = 2.0**-120
 
@@ -94,9 +95,17 @@ class SearchSpace:
             room[:, :-1] = (some.double() - self.centre) * self.scale
         return low
 
-    def squared_distances(self, queries: Int[Tensor, "*pair"], members: Int[Tensor, "*pair"]) -> Float[Tensor, "*pair"]:
-        """Directly, in float64."""
-        return (self.query[queries].double() - self.bank[members].double()).square().sum(-1)
+    def squared_distances(
+        self, queries: Int[Tensor, "*#pair"], members: Int[Tensor, "*pair"]
+    ) -> Float[Tensor, "*pair"]:
+        """Directly, in float64; on a CPU in pieces that stay in its cache."""
+        floats = members[:1].numel() * self.width
+        rows = max(1, FLOATS_IN_CACHE // max(1, floats)) if members.device.type == "cpu" else max(1, len(members))
+        pieces = [
+            (self.query[q].double() - self.bank[m].double()).square_().sum(-1)
+            for q, m in zip(queries.split(rows), members.split(rows), strict=True)
+        ]
+        return torch.cat(pieces)
 
     def lower_bound(self, queries: Int[Tensor, "q"], products: Float[Tensor, "q *m"]) -> Float[Tensor, "q *m"]:
         """(1 - g) |q|^2 minus the product, less what may have underflowed, in the units of `squared_distances`."""

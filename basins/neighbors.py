@@ -183,7 +183,7 @@ class _Group:
                 exact = index.squared_distances(self.space.query, self.space.bank, queries, found)
             else:
                 found, bound = self._candidates(index, queries)
-                exact = self.space.squared_distances(queries[:, None].expand_as(found), found.clamp_min(0))
+                exact = self.space.squared_distances(queries[:, None], found.clamp_min(0))
             chosen, chosen_distances = _nearest(found, exact.masked_fill(found < 0, float("inf")), k)
             # An approximate index proves nothing, but it must not leave a token without neighbours that it has.
             complete = chosen_distances[:, -1].isfinite()

@@ -12,6 +12,7 @@ from torch import Tensor
 from basins.errors import BasinsError
 from basins.lens import block_device, block_dtype, fingerprint, model_name, n_layers, weight_processing
 from basins.neighbors import TokenTable
+from basins.precision import effective_precision
 from basins.scores import BasinScores
 from basins.selfcheck import CheckedPath
 from basins.settings import ScorerSettings, versions
@@ -115,4 +116,5 @@ def provenance(
         "tokenization": tokenization or "made by the caller",
         "replay": dict(Counter(checked.path for checked in paths.values())),
         "replay_refused": refused,
+        "replay_precision": effective_precision(settings.precision, block_device(model, 0), block_dtype(model, 0)),
     }

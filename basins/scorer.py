@@ -60,6 +60,8 @@ class BasinScorer:
             "faiss-ivf" (approximate, and the result says so).
         dtype: of distances and variances, "float32" or "float64"; None takes float64 for float64 models, else float32.
             Blocks run in the model's own dtype.
+        precision: of the matrix products with which neighbours are re-run in a float32 model: "float32", "tf32" (GPUs
+            only) or "bfloat16". The model's own states, distances and variances are as without it.
         batch_size: sequences in one forward pass or re-run; None plans it. Results do not depend on it.
         seed: for every random choice.
     """
@@ -79,6 +81,7 @@ class BasinScorer:
         eps: float = 1e-10,
         index: str = "auto",
         dtype: str | torch.dtype | None = None,
+        precision: str = "float32",
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -96,6 +99,7 @@ class BasinScorer:
             eps=eps,
             index=index,
             dtype=dtype,  # type: ignore[arg-type]
+            precision=precision,
             batch_size=batch_size,
             seed=seed,
         )

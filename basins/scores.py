@@ -40,11 +40,14 @@ LEAST_DISTINCT = 3
 def variance(states: Float[Tensor, "*token k d_model"]) -> Float[Tensor, "*token"]:
     """Population variance (divide by k) over the k states, summed over d_model: V = (1/k) sum_j |x_j - mean|^2.
 
-    Two passes, after subtraction of the first state: so k equal states give exactly 0 in a stream of any norm.
+    About the mean: in two passes, after subtraction of the first state, or on a GPU in one (Welford). Either way k
+    equal states give exactly 0 in a stream of any norm.
     """
+    if states.device.type == "cuda":
+        return states.var(-2, correction=0).sum(-1)
     shifted = states - states[..., :1, :]
-    centred = shifted - shifted.mean(-2, keepdim=True)
-    return centred.square().mean(-2).sum(-1)
+    centred = shifted.sub_(shifted.mean(-2, keepdim=True))
+    return (centred.square_() if not centred.requires_grad else centred.square()).mean(-2).sum(-1)
 
 
 def raw_score(var_out: Float[Tensor, "*token"], eps: float) -> Float[Tensor, "*token"]:

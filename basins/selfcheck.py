@@ -1,8 +1,9 @@
 """Before a scorer trusts a fast path it compares it, block by block, with the model's own forward pass.
 
-Three paths give the same numbers where they work: packed replay, one block per patch, the whole model per patch. The
-check takes the fastest that agrees and says why the others were refused. Two things are compared: every position's own
-state must reproduce the next layer, and a few foreign states must come out as when they are patched in by hooks.
+Four paths give the same numbers where they work: the core, packed replay, one block per patch, the whole model per
+patch. The check takes the fastest that agrees and says why the others were refused. Two things are compared: every
+position's own state must reproduce the next layer, and a few foreign states must come out as when they are patched in
+by hooks.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.block_calls import BlockCall, CannotRebuild, record_calls
+from basins.block_parts import has_known_parts
+from basins.core import check_causal
 from basins.lens import block_device, block_dtype, hook_fingerprint
 from basins.patching import patch_block, restart_layers
-from basins.rerun import packed_replay
+from basins.precision import matmul_precision
+from basins.rerun import Replay
 
-PATHS = ("packed", "single_block", "full_model")
+PATHS = ("core", "packed", "single_block", "full_model")
 N_FOREIGN = 4
 
 
@@ -56,7 +60,22 @@ def check_paths(
     attention_mask: Int[Tensor, "1 pos"],
     seed: int,
 ) -> dict[int, CheckedPath]:
-    """Check one sequence at every layer of `calls` (recorded for that sequence alone), in one forward pass."""
+    """Check one sequence at every layer of `calls` (recorded for that sequence alone), in one forward pass.
+
+    Without TF32, whatever the user's switch says: its rounding would hide mistakes, or look like one.
+    """
+    layer = next(iter(calls))
+    with matmul_precision("float32", block_device(model, layer), block_dtype(model, layer)):
+        return _check_paths(model, calls, states, attention_mask, seed)
+
+
+def _check_paths(
+    model: Any,
+    calls: dict[int, BlockCall],
+    states: dict[int, Float[Tensor, "1 pos d_model"]],
+    attention_mask: Int[Tensor, "1 pos"],
+    seed: int,
+) -> dict[int, CheckedPath]:
     real = attention_mask[0].bool().nonzero()[:, 0].cpu()
     rng = torch.Generator().manual_seed(seed)
     spread = torch.linspace(len(real) - 1, len(real) // 2, N_FOREIGN).long()
@@ -94,9 +113,15 @@ def _check_layer(
     wanted = torch.cat([expected[0, real], expected[foreign, positions]])
     at = torch.cat([real, positions])
 
-    def packed() -> Tensor:
-        outputs, next_states = packed_replay(model, call, own, patches[None], at[None])
-        return torch.cat([outputs[0], next_states[0, real]])
+    def all_at_once(path: str) -> Callable[[], Tensor]:
+        def attempt() -> Tensor:
+            replay = Replay(model, path, call, own, torch.ones_like(own[..., 0]))
+            if path == "core":
+                check_causal(replay.context)
+            outputs = replay.outputs(patches[None], at[None])
+            return torch.cat([outputs[0], replay.next_states()[0, real]])
+
+        return attempt
 
     def single_block() -> Tensor:
         some = torch.cat([real[-1:], positions])
@@ -104,8 +129,10 @@ def _check_layer(
         return patch_block(model, call, own, chosen, torch.zeros_like(some), some)
 
     last = slice(len(real) - 1, None)
-    attempts = {
-        "packed": (packed, torch.cat([wanted, expected[0, real]]), torch.cat([patches, own[0, real]])),
+    right, before = torch.cat([wanted, expected[0, real]]), torch.cat([patches, own[0, real]])
+    core = {"core": (all_at_once("core"), right, before)} if has_known_parts(model, call.layer) else {}
+    attempts = core | {
+        "packed": (all_at_once("packed"), right, before),
         "single_block": (single_block, wanted[last], patches[last]),
     }
     refused: dict[str, str] = {}
@@ -156,7 +183,7 @@ class SelfCheck:
         if states_at is not None:
             states = {layer: states_at(layer, slice(row, row + 1))[:, :end] for layer in layers}
         paths = check_paths(self.model, calls, states, mask, self.seed)
-        slow = [layer for layer, checked in paths.items() if checked.path != "packed"]
+        slow = [layer for layer, checked in paths.items() if checked.path not in ("core", "packed")]
         if slow:
             first = paths[slow[0]]
             warnings.warn(

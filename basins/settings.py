@@ -15,6 +15,7 @@ NEIGHBORS = ("same_layer", "cross_sequence", "same_token")
 METRICS = ("euclidean", "cosine")
 INDEXES = ("auto", "exact", "half", "faiss", "faiss-ivf")
 DTYPES = ("float32", "float64")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 PACKAGES = ("compression-basins", "torch", "transformer-lens", "transformers", "numpy", "faiss-cpu")
 
 
@@ -36,11 +37,13 @@ class ScorerSettings:
     eps: float = 1e-10
     index: str = "auto"
     dtype: str | None = None
+    precision: str = "float32"
     batch_size: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, possible in (("method", METHODS), ("neighbors", NEIGHBORS), ("metric", METRICS), ("index", INDEXES)):
+        choices = {"method": METHODS, "neighbors": NEIGHBORS, "metric": METRICS, "index": INDEXES}
+        for name, possible in (choices | {"precision": PRECISIONS}).items():
             choose(name, getattr(self, name), possible)
         whole("k", self.k, 2, "with k=1 the variance of one neighbour is 0 for every token. Pass k=15, the default.")
         whole("exclude_first", self.exclude_first, 0, "it counts positions left out at the start of each sequence.")

@@ -163,6 +163,11 @@ def plan_batch(model: Any, length: int) -> int:
     return max(1, FLOATS_PER_CALL.get(block_device(model, 0).type, 2**24) // floats)
 
 
+def _even(total: int, most: int) -> int:
+    """The size of as few parts as `most` allows, none of them a small rest."""
+    return -(-total // -(-total // most)) if total else most
+
+
 def record_chunks(
     model: Any,
     tokens: Int[Tensor, "batch pos"],
@@ -175,7 +180,7 @@ def record_chunks(
     """Split the sequences into chunks and record how the model calls its blocks for each."""
     place = torch.arange(1, attention_mask.shape[1] + 1)
     ends = (attention_mask * place).amax(1)
-    size = batch_size or plan_batch(model, int(ends.max()))
+    size = batch_size or _even(len(tokens), plan_batch(model, int(ends.max())))
     chunks = []
     with progress("recording block calls", len(tokens)) as advance:
         for start in range(0, len(tokens), size):

@@ -14,13 +14,14 @@ from basins.distinct import count_distinct
 from basins.errors import BasinsError
 from basins.lens import block_device, block_dtype
 from basins.neighbors import Neighbors, TokenTable, find_neighbors
-from basins.rerun import rerun
+from basins.rerun import Replay, project_ahead
 from basins.scores import variance
 from basins.selfcheck import disagreement
 from basins.settings import ScorerSettings
 from basins.sources import Chunk, Source
 
-PATCH_FLOATS = 2**25
+# Floats of the neighbours of one piece: on a CPU they stay in its cache.
+PATCH_FLOATS = {"cpu": 2**20, "cuda": 2**25}
 # The context rows of a re-run must be the model's own next layer. A cache may come from another batch shape or kernel,
 # so this allows more than the self-check does; a wrong mask or another model is off by far more.
 NEXT_LAYER_TOLERANCE = 30.0
@@ -64,7 +65,7 @@ def measure_transition(
     next_states = None
     if settings.method == "rerun":
         next_states = source.room_for_next(layer)
-        result.variances = _rerun_all(model, layer, source, bank.states, neighbors.ids, settings, next_states)
+        result.variances = rerun_variances(model, layer, source, bank, neighbors.ids, settings, next_states)
         _check_outputs(result.variances["var_out"], scored, layer)
         # Neighbours that are one state have one output: what is left of a variance is rounding.
         for value in result.variances.values():
@@ -88,6 +89,10 @@ def measure_transition(
     return result
 
 
+def _patch_floats(states: Tensor) -> int:
+    return PATCH_FLOATS.get(states.device.type, PATCH_FLOATS["cpu"])
+
+
 def _variances(
     before: Float[Tensor, "*token k d_model"], after: Float[Tensor, "*token k d_model"], normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,18 +110,18 @@ def _look_up_all(
     """Variances of the neighbours' cached outputs, each in its own context. No block is run."""
     found = {name: states.new_full((len(ids),), float("nan")) for name in ("var_in", "var_out", "var_update")}
     scored = (ids[:, 0] >= 0).nonzero()[:, 0]
-    for some in scored.split(max(1, PATCH_FLOATS // (settings.k * states.shape[1]))):
+    for some in scored.split(max(1, _patch_floats(states) // (settings.k * states.shape[1]))):
         values = _variances(states[ids[some]], outputs[ids[some]], settings.normalize)
         for name, value in zip(found, values, strict=True):
             found[name][some] = value
     return found
 
 
-def _rerun_all(
+def rerun_variances(
     model: Any,
     layer: int,
     source: Source,
-    bank: Float[Tensor, "bank d_model"],
+    bank: Bank,
     ids: Int[Tensor, "token k"],
     settings: ScorerSettings,
     next_states: Float[Tensor, "batch pos d_model"],
@@ -125,41 +130,58 @@ def _rerun_all(
     states, known = source.states(layer), source.outputs(layer)
     batch, pos, d_model = states.shape
     ids = ids.view(batch, pos, -1)
-    found = {name: states.new_full((batch, pos), float("nan")) for name in ("var_in", "var_out", "var_update")}
+    # One column more takes what is not a query, so that no device has to say how many there are.
+    found = {name: states.new_full((batch, pos + 1), float("nan")) for name in ("var_in", "var_out", "var_update")}
     device, dtype = block_device(model, layer), block_dtype(model, layer)
+    path = source.paths[layer].path
+    # Known to the host once and for all: a GPU that is asked in between stands still.
+    scored = (ids[..., 0] >= 0).cpu()
+    ahead = None
+    if settings.shrink == 1:
+        n_rows = int(scored.sum()) * settings.k
+        ahead = project_ahead(model, layer, path, bank.states, n_rows, settings.precision)
+    context_ahead = ahead.unflatten(batch) if ahead is not None and bank.same else None
     for chunk in source.chunks:
         context = states[chunk.rows, : chunk.length]
         chunk_ids = ids[chunk.rows, : chunk.length]
-        where, position = queries_of(chunk_ids[:, :, 0] >= 0, chunk.attention_mask.to(states.device))
-        per_call = max(1, PATCH_FLOATS // (len(context) * settings.k * d_model))
-        for start in range(0, max(position.shape[1], 1), per_call):
+        where, position = queries_of(scored[chunk.rows, : chunk.length], chunk.attention_mask.cpu())
+        replay = Replay(
+            model,
+            path,
+            chunk.calls[layer],
+            context.to(device, dtype),
+            chunk.attention_mask,
+            settings.precision,
+            None if context_ahead is None else context_ahead[chunk.rows, : chunk.length],
+        )
+        per_call = max(1, _patch_floats(states) // (len(context) * settings.k * d_model))
+        for start in range(0, position.shape[1], per_call):
             at, real = position[:, start : start + per_call], where[:, start : start + per_call]
+            last = int(at.max())
+            at, real = (tensor.to(states.device, non_blocking=True) for tensor in (at, real))
             row = torch.arange(len(context), device=at.device)[:, None]
-            query = context[row, at][:, :, None]
-            neighbor = bank[chunk_ids[row, at].clamp_min(0)]
-            neighbor = torch.where(real[..., None, None], neighbor, query)
+            # Rows that fill up a short sequence take some neighbour of another: a real state, and dropped.
+            found_ids = torch.where(real[..., None], chunk_ids[row, at], chunk_ids.max())
+            neighbor = bank.states[found_ids]
             if settings.shrink != 1:
+                query = context[row, at][:, :, None]
                 neighbor = query + settings.shrink * (neighbor - query)
             pushed = neighbor.to(device, dtype)
-            outputs, after = rerun(
-                model,
-                source.paths[layer].path,
-                chunk.calls[layer],
-                context.to(device, dtype),
-                chunk.attention_mask,
+            outputs = replay.outputs(
                 pushed.flatten(1, 2),
                 at.to(device).repeat_interleave(settings.k, 1),
+                None if ahead is None else ahead[found_ids.flatten(1).to(device)],
+                last,
             )
             pushed, outputs = pushed.to(states), outputs.view(pushed.shape).to(states)
             values = _variances(pushed, outputs, settings.normalize)
             rows = torch.arange(batch, device=at.device)[chunk.rows][:, None].expand_as(at)
             for name, value in zip(found, values, strict=True):
-                found[name][rows[real], at[real]] = value[real]
-            if start == 0:
-                next_states[chunk.rows, : chunk.length] = after.to(next_states)
+                found[name][rows, torch.where(real, at, pos)] = value
+        next_states[chunk.rows, : chunk.length] = replay.next_states().to(next_states)
         if known is not None:
             _check_next_layer(chunk, layer, context, next_states, known, dtype)
-    return {name: value.flatten() for name, value in found.items()}
+    return {name: value[:, :pos].flatten() for name, value in found.items()}
 
 
 def queries_of(

@@ -116,7 +116,7 @@ def test_rows_are_copies_of_their_sequences():
         _take_rows("something_new", torch.zeros(7, 2), rows, BATCH)
 
 
-def test_a_sequence_as_long_as_the_model_is_wide_is_packed():
+def test_a_sequence_as_long_as_the_model_is_wide_is_packed(monkeypatch):
     """Nothing is told apart by size alone: here pos == d_model."""
     from basins import BasinScorer
 
@@ -124,4 +124,6 @@ def test_a_sequence_as_long_as_the_model_is_wide_is_packed():
     tokens = torch.randint(3, 60, (2, model.cfg.d_model))
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens)
+    assert BasinScorer(model, k=3).score(cache).settings["replay"] == {"core": N_LAYERS}
+    monkeypatch.setattr("basins.selfcheck.has_known_parts", lambda model, layer: False)
     assert BasinScorer(model, k=3).score(cache).settings["replay"] == {"packed": N_LAYERS}

@@ -207,7 +207,7 @@ def test_the_demo_prints_tables_and_leaves_its_folder(tmp_path, monkeypatch):
     assert "Run folder: runs/demo" in printed
     assert "Primary analysis, stated beforehand" in printed
     assert printed.count("Raw is not what the block does") == 3
-    assert "Self-check: 4 blocks by packed replay; each agrees with the model's own forward pass." in printed
+    assert "Self-check: 4 blocks by the re-run core; each agrees with the model's own forward pass." in printed
     run = runs.read_run("runs/demo")
     assert run.scores.settings["neighbors"] == "cross_sequence"
     assert run.scores.settings["exclude_first"] == 1
@@ -234,12 +234,12 @@ def test_the_doctor_checks_every_block(monkeypatch):
     assert 'faiss-cpu", or pass index="exact"' in printed
     assert 'matplotlib missing: pip install "compression-basins[view]"' in printed
     assert re.search(r"circuitsvis \d", printed)
-    assert all(f"{layer} packed" in printed for layer in range(4))
+    assert all(f"{layer} core" in printed for layer in range(4))
 
 
 def test_the_doctor_needs_no_tokenizer(tiny):
     model = tiny("gpt2")
-    assert {checked.path for checked in doctor.check_replay(model).values()} == {"packed"}
+    assert {checked.path for checked in doctor.check_replay(model).values()} == {"core"}
 
 
 def test_refused_paths_are_told():

@@ -15,11 +15,12 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 
 # Data flows one way: a file imports only from rows above its own. A folder is one name: its files share its row.
 ROWS = [
-    ["errors", "settings", "progress", "folders"],
+    ["errors", "settings", "progress", "folders", "precision"],
     ["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
     [
         *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
-        *["rerun", "hooked_transformer", "patching", "selfcheck"],
+        *["rerun", "hooked_transformer", "patching", "selfcheck", "core", "block_parts"],
+        *["patched_attention", "patched_kernels"],
     ],
     ["scores", "attributed", "fitted_bank"],
     [
@@ -65,8 +66,15 @@ WITHIN_A_ROW = {
     ("indexes", "half_search"),
     ("half_search", "half_kernels"),
     ("hooked_transformer", "patching"),
+    ("core", "block_parts"),
+    ("core", "patched_attention"),
+    ("patched_attention", "patched_kernels"),
+    ("rerun", "block_parts"),
+    ("rerun", "core"),
     ("rerun", "hooked_transformer"),
     ("rerun", "patching"),
+    ("selfcheck", "block_parts"),
+    ("selfcheck", "core"),
     ("selfcheck", "patching"),
     ("selfcheck", "rerun"),
     ("transition", "sources"),

@@ -79,8 +79,12 @@ def test_neighbours_that_coincide_come_out_at_the_floor_exactly(pocket_mini):
 @pytest.mark.parametrize(
     ("constant", "value"),
     [
-        ("basins.transition.PATCH_FLOATS", 1),
-        ("basins.transition.PATCH_FLOATS", 2000),
+        ("basins.transition.PATCH_FLOATS", {"cpu": 1}),
+        ("basins.transition.PATCH_FLOATS", {"cpu": 2000}),
+        ("basins.core.FLOATS_PER_PIECE", {"cpu": 1}),
+        ("basins.core.FLOATS_PER_PIECE", {"cpu": 20_000}),
+        ("basins.rerun.PROJECTED_FLOATS", {"cpu": 1}),
+        ("basins.rerun.PROJECTED_AT_ONCE", 5),
         ("basins.rerun.ROWS_PER_POS", 0),
         ("basins.rerun.LEAST_ROWS", 1),
         ("basins.sources.FLOATS_PER_CALL", {"cpu": 1}),

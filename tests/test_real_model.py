@@ -29,11 +29,11 @@ def readme_texts() -> list[str]:
     return basins.pocket.demo_text()[: int(found[1])]
 
 
-def test_scores_the_readme_text_at_all_transitions_by_packed_replay(smollm2):
+def test_scores_the_readme_text_at_all_transitions_by_the_core(smollm2):
     scorer = BasinScorer(smollm2, k=15, neighbors="cross_sequence", exclude_first=1)
     scores = scorer.score_texts(readme_texts(), max_length=128, long_texts="truncate")
     assert scores.layers == tuple(range(30))
-    assert scores.settings["replay"] == {"packed": 30}
+    assert scores.settings["replay"] == {"core": 30}
     assert scores.values.shape == (30, 5, 128)
     assert bool(scores.values[:, :, 1:].isfinite().all())
     # What the design knows of this model: raw is density, relative is not.
@@ -49,7 +49,7 @@ def test_the_cached_next_layer_is_reproduced_behind_massive_activations(smollm2)
     norms = cache["blocks.15.hook_resid_pre"][0].norm(dim=-1)
     assert norms[0] > 20 * norms[1:].median()
     scores = BasinScorer(smollm2, k=5).score(cache, tokens=tokens, layers=[0, 15, -1])
-    assert scores.settings["replay"] == {"packed": 3}
+    assert scores.settings["replay"] == {"core": 3}
     assert scores.token_strings[0][1].strip()
 
 

@@ -12,6 +12,9 @@ from basins.block_calls import record_calls
 from basins.lens import as_found, n_layers
 from basins.selfcheck import SlowReplay, check_paths, disagreement
 
+# Blocks whose parts are known: see test_core.py.
+CORES = ("gpt2", "llama", "gpt_neox", "gemma2", "gemma3", "qwen2", "qwen3", "mistral")
+
 
 def checked(model, mask, row=1, seed=0):
     layers = range(n_layers(model))
@@ -25,10 +28,10 @@ def checked(model, mask, row=1, seed=0):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_which_path_each_architecture_takes(name, padding):
     for layer, result in checked(tiny_model(name), padded(padding)).items():
-        expected = "single_block" if (name, layer) in UNPACKABLE else "packed"
+        expected = "single_block" if (name, layer) in UNPACKABLE else "core" if name in CORES else "packed"
         assert result.path == expected, result
         assert result.error <= 1
-        assert ("packed" in result.refused) == (expected != "packed")
+        assert set(result.refused) == ({"packed"} if expected == "single_block" else set())
 
 
 def _wrong_by_row_index(module, args, output):
@@ -51,8 +54,9 @@ def test_a_block_made_wrong_on_purpose_is_not_packed(wrong):
     handle = model.blocks[1].mlp.register_forward_hook(wrong)
     try:
         result = checked(model, padded("none"))
-        assert [result[layer].path for layer in range(3)] == ["packed", "single_block", "packed"]
+        assert [result[layer].path for layer in range(3)] == ["core", "single_block", "core"]
         assert "differs from the model's own forward pass" in result[1].refused["packed"]
+        assert "hooks" in result[1].refused["core"]
     finally:
         handle.remove()
 
@@ -73,7 +77,7 @@ def test_a_block_that_needs_the_whole_model_takes_the_whole_model():
     try:
         result = checked(model, padded("none"))
         assert result[1].path == "full_model"
-        assert set(result[1].refused) == {"packed", "single_block"}
+        assert set(result[1].refused) == {"core", "packed", "single_block"}
     finally:
         first.remove()
         handle.remove()
@@ -86,8 +90,8 @@ def test_refused_paths_are_recorded_and_the_scores_do_not_change():
         _, cache = model.run_with_cache(tokens)
     scorer = BasinScorer(model, k=4)
     fast = scorer.score(cache, tokens=tokens)
-    assert fast.settings["replay"] == {"packed": 3}
-    for path in ("single_block", "full_model"):
+    assert fast.settings["replay"] == {"core": 3}
+    for path in ("packed", "single_block", "full_model"):
         slow = BasinScorer(model, k=4)
         slow.score(cache, layers=[0])
         for key, paths in scorer._self_check.known.items():

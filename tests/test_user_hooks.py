@@ -61,7 +61,7 @@ def test_hooks_in_a_context(name, model_name, tiny, untouched):
     plain = BasinScorer(model, k=3).score(cached(model, tokens, mask), tokens, mask)
     with untouched(model), model.hooks(fwd_hooks=hooks):
         scores = BasinScorer(model, k=3).score(cached(model, tokens, mask), tokens, mask)
-    assert scores.settings["replay"] == {"packed": 3}
+    assert scores.settings["replay"] == {"core": 2, "packed": 1}
     assert float((scores.var_out - plain.var_out).abs().nan_to_num(0).max()) > 1e-2
     assert_by_hand(scores, model, tokens, mask, hooks)
 
@@ -106,7 +106,7 @@ def test_a_hook_on_one_position_is_not_packed(tiny):
     tokens, mask = tokens_and_mask("right")
     with model.hooks(fwd_hooks=hooks):
         scores = BasinScorer(model, k=3).score(cached(model, tokens, mask), tokens, mask)
-    assert scores.settings["replay"] == {"packed": 2, "single_block": 1}
+    assert scores.settings["replay"] == {"core": 2, "single_block": 1}
     assert "differs from the model's own forward pass" in scores.settings["replay_refused"]["1"]["packed"]
     for b in range(4):
         expected = by_hand.variances(scores, model, 1, b, 3, tokens, mask, hooks)
@@ -120,12 +120,12 @@ def test_another_hook_at_the_same_place_is_checked_anew(tiny):
     tokens, mask = tokens_and_mask("right")
     scorer = BasinScorer(model, k=3)
     with model.hooks(fwd_hooks=[("blocks.1.hook_attn_out", scale(0.5))]):
-        assert scorer.score(cached(model, tokens, mask), tokens, mask).settings["replay"] == {"packed": 3}
+        assert scorer.score(cached(model, tokens, mask), tokens, mask).settings["replay"] == {"core": 2, "packed": 1}
     with model.hooks(fwd_hooks=hooks):
         scores = scorer.score(cached(model, tokens, mask), tokens, mask)
     expected = by_hand.variances(scores, model, 1, 2, 3, tokens, mask, hooks)
     assert float(scores.var_out[1, 2, 3]) == pytest.approx(expected[1], rel=1e-4)
-    assert scores.settings["replay"] == {"packed": 2, "single_block": 1}
+    assert scores.settings["replay"] == {"core": 2, "single_block": 1}
 
 
 def test_a_plain_torch_hook_is_checked_too():
@@ -133,11 +133,11 @@ def test_a_plain_torch_hook_is_checked_too():
     model = tiny_model.__wrapped__("gpt2")
     tokens, mask = tokens_and_mask("right")
     scorer = BasinScorer(model, k=3)
-    assert scorer.score(cached(model, tokens, mask), tokens, mask).settings["replay"] == {"packed": 3}
+    assert scorer.score(cached(model, tokens, mask), tokens, mask).settings["replay"] == {"core": 3}
     zero = ablate_position(3)
     handle = model.blocks[1].mlp.register_forward_hook(lambda module, args, output: zero(output, None))
     scores = scorer.score(cached(model, tokens, mask), tokens, mask)
-    assert scores.settings["replay"] == {"packed": 2, "single_block": 1}
+    assert scores.settings["replay"] == {"core": 2, "single_block": 1}
     expected = by_hand.variances(scores, model, 1, 2, 3, tokens, mask)
     assert float(scores.var_out[1, 2, 3]) == pytest.approx(expected[1], rel=1e-4)
     handle.remove()
