@@ -138,6 +138,22 @@ def all_modules(model: Any) -> list[nn.Module]:
     return [module for root in roots for module in root.modules()]
 
 
+def has_own_hooks(model: Any) -> bool:
+    """Whether the user hooked any module. TransformerLens 4 leaves hooks of its own behind, which are not meant."""
+    return any(_is_users(hook) for hook in _all_hooks(model))
+
+
+def _all_hooks(model: Any) -> list[Any]:
+    modules = all_modules(model)
+    return [hook for m in modules for hooks in (m._forward_pre_hooks, m._forward_hooks) for hook in hooks.values()]
+
+
+def _is_users(hook: Any) -> bool:
+    """`add_hook` of a hook point wraps the user's function in one of TransformerLens's module hook_points."""
+    module = getattr(hook, "__module__", None) or ""
+    return module == "transformer_lens.hook_points" or not module.startswith("transformer_lens.")
+
+
 def enter_layer(model: Any, layer: int, states: Float[Tensor, "batch pos d_model"]) -> Tensor:
     """What a block's output becomes on the way into block `layer`: the user's hooks on its `resid_pre` see it."""
     point = model.hook_dict[resid_pre(layer)]

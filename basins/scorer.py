@@ -117,6 +117,11 @@ class BasinScorer:
             return getattr(torch, self.settings.dtype)
         return torch.float64 if block_dtype(self.model, 0) == torch.float64 else torch.float32
 
+    @property
+    def fitted(self) -> bool:
+        """Whether neighbours come from a reference bank."""
+        return self._bank is not None
+
     def score(
         self,
         cache: Any,

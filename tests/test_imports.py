@@ -28,7 +28,7 @@ ROWS = [
         *["passes", "targets", "attention_importance", "gradient_importance", "integrated_gradients", "ablation"],
         *["path_points"],
         # What a model predicts, and what experiments ask of it.
-        *["losses", "state_norms"],
+        *["losses", "state_norms", "pushing"],
         *["continuation", "kv_cache", "labels"],
         *["dimension", "aggregates", "baselines"],
         *["logistic", "cross_validation", "blind", "matching", "added_value"],
@@ -96,6 +96,7 @@ WITHIN_A_ROW = {
     ("attribution", "sources"),
     ("attribution", "targets"),
     ("losses", "sources"),
+    ("pushing", "sources"),
     ("state_norms", "sources"),
     ("continuation", "kv_cache"),
     ("continuation", "sources"),
@@ -240,7 +241,7 @@ def test_the_rule_itself(source, importer, fault):
 
 
 # What several experiments share. Any other file belongs to the experiment that its name starts with.
-SHARED_BY_EXPERIMENTS = {"primary", "sequences", "token_columns", "frames", "loaded", "finding"}
+SHARED_BY_EXPERIMENTS = {"primary", "sequences", "token_columns", "frames", "loaded", "finding", "score_store"}
 
 
 def test_experiments_never_import_each_other():
