@@ -12,6 +12,7 @@ from basins.experiments.importance_measures import SIGNED, check_methods, measur
 from basins.experiments.importance_words import read_out, verdicts
 from basins.experiments.loaded import load_models
 from basins.experiments.primary import PRIMARY, SCORER, SCORES, THRESHOLDS, in_words
+from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import Sequences, sequences
 from basins.experiments.token_columns import CONFOUNDS, KEY, column_frame, join, score_frame, token_facts
 from basins.lens import check_layers
@@ -82,6 +83,7 @@ def importance(
     n_resamples: int = 300,
     n_permutations: int = 2000,
     seed: int = 0,
+    store: ScoreStore | None = None,
 ) -> Importance:
     """Compression scores against every importance measure, at every layer.
 
@@ -103,6 +105,7 @@ def importance(
         k: neighbours a token.
         n_resamples, n_permutations: of the intervals, and of the tests.
         seed: of every random choice. The same seed gives the same tables.
+        store: scores that other experiments have computed already.
 
     Raises BasinsError where the texts are too few, or a setting is off.
     """
@@ -110,6 +113,7 @@ def importance(
         whole(name, value, least, "it sizes the sample that costly methods are measured on.")
     chosen = check_methods(methods)
     loaded = load_models(model, second_model)
+    store = store or ScoreStore()
     frames: dict[str, pd.DataFrame] = {}
     scores: dict[str, BasinScores] = {}
     about: dict[str, Any] = {}
@@ -122,7 +126,7 @@ def importance(
         rows = sequences(one, texts, max_length, limit)
         wanted = check_layers(one, layers if number == 0 else None)
         scorer = BasinScorer(one, **analysis)
-        scores[name] = scorer.score_texts(rows.batch, layers=wanted)
+        scores[name] = store.score_batch(scorer, rows.batch, wanted)
         facts = token_facts(one, rows, wanted)
         frame = score_frame(scores[name], facts)
         sample = rows.sample(sample_rows, seed)
@@ -133,7 +137,7 @@ def importance(
         here, left_out = tables.correlations(frame, chosen, statistics)
         parts.append(here.assign(model=name, part="all"))
         for part, half in enumerate(rows.halves(seed), 1):
-            rescored = _rescored(scorer, rows, half, facts, frame[[*KEY, *chosen]])
+            rescored = _rescored(store, scorer, rows, half, facts, frame[[*KEY, *chosen]])
             halved, _ = tables.correlations(rescored, chosen, statistics | FOR_HALVES, (PRIMARY,))
             parts.append(halved.assign(model=name, part=f"half {part}"))
         quartiles.append(tables.quartiles(frame, chosen, seed).assign(model=name))
@@ -172,10 +176,12 @@ def importance(
     )
 
 
-def _rescored(scorer: BasinScorer, rows: Sequences, half: Any, facts: pd.DataFrame, measured: Any) -> Any:
+def _rescored(
+    store: ScoreStore, scorer: BasinScorer, rows: Sequences, half: Any, facts: pd.DataFrame, measured: Any
+) -> Any:
     """One half of the text scored on its own: its neighbours, and so its scores, owe nothing to the other half."""
     layers = tuple(int(layer) for layer in facts["layer"].unique())
-    scores = scorer.score_tokens(rows.tokens[half], rows.mask[half], layers=layers)
+    scores = store.score(scorer, rows.tokens[half], rows.mask[half], layers)
     return join(score_frame(scores, facts, half), measured)
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from basins.errors import BasinsError
 from basins.lens import check_model, model_name
 from basins.models import load_model
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that is loaded already, and what to call it: several experiments can share it."""
+
+    name: str
+    model: Any
 
 
 def load_models(model: Any, second: Any) -> dict[str, Any]:
@@ -18,10 +27,13 @@ def load_models(model: Any, second: Any) -> dict[str, Any]:
     for one in (model, second):
         if one is None:
             continue
-        named = isinstance(one, (str, Path))
-        found = load_model(one) if named else one
+        if isinstance(one, NamedModel):
+            name, found = one.name, one.model
+        elif isinstance(one, (str, Path)):
+            name, found = Path(one).name, load_model(one)
+        else:
+            name, found = model_name(one) if hasattr(one, "cfg") else "", one
         check_model(found)
-        name = Path(one).name if named else model_name(found)
         if name in loaded:
             raise BasinsError(f"Both models are {name!r}. The second one shows whether a finding holds elsewhere.")
         loaded[name] = found

@@ -16,6 +16,7 @@ from basins.experiments.memorization_passages import WINDOW, Passages, from_file
 from basins.experiments.memorization_training import train
 from basins.experiments.memorization_words import THRESHOLDS, read_out, verdicts
 from basins.experiments.primary import SCORER, in_words
+from basins.experiments.score_store import ScoreStore
 from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.scores import BasinScores
@@ -84,6 +85,7 @@ def memorization(
     n_resamples: int = 200,
     n_permutations: int = 500,
     seed: int = 0,
+    store: ScoreStore | None = None,
 ) -> Memorization:
     """Label passages by what the model reproduces, and compare their compression with that of others.
 
@@ -105,6 +107,7 @@ def memorization(
         layers: transitions of the first model; None: all.
         n_resamples, n_permutations: of the intervals, and of the tests within passages.
         seed: of every random choice. The same seed gives the same tables.
+        store: scores that other experiments have computed already.
     """
     whole("n_seeds", n_seeds, 1, "each is run with both halves.")
     chosen = _passages(model, passages)
@@ -121,7 +124,8 @@ def memorization(
         scorer = BasinScorer(one, **analysis)
         wanted = check_layers(one, layers if number == 0 else None)
         other = _reference(reference, name, loaded)
-        found = measure(scorer, chosen, window=size, layers=wanted, reference=other, threshold=threshold)
+        options = {"window": size, "layers": wanted, "reference": other, "threshold": threshold, "store": store}
+        found = measure(scorer, chosen, **options)
         measured[name] = found
         for table, frame in _analyse(found, chosen, wanted, n_resamples, n_permutations, seed).items():
             parts.setdefault(table, []).append(frame.assign(model=name))

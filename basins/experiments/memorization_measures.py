@@ -12,6 +12,7 @@ from torch import Tensor
 from basins.aggregates import norm_aggregates, score_aggregates, wide
 from basins.baselines import loss_baselines
 from basins.experiments.memorization_passages import Passages, continuations, reference_totals, rows
+from basins.experiments.score_store import ScoreStore
 from basins.experiments.token_columns import column_frame, join
 from basins.labels import MemorizationLabels, label
 from basins.losses import NextToken, next_tokens
@@ -54,6 +55,7 @@ def measure(
     reference: Any = None,
     share: float = 0.2,
     threshold: float = 0.8,
+    store: ScoreStore | None = None,
 ) -> Measured:
     """Everything is taken over the continuations only; labels, scores and losses come from the same rows of tokens."""
     import pandas as pd
@@ -62,7 +64,7 @@ def measure(
     batch, prompt = rows(model, passages.text, window)
     labels = label(model, batch.tokens, batch.attention_mask, prompt_length=prompt, threshold=threshold)
     where = labels.continuation
-    scores = scorer.score_texts(batch, layers=layers)
+    scores = (store or ScoreStore()).score_batch(scorer, batch, layers)
     said = next_tokens(model, batch.tokens, batch.attention_mask)
     texts = continuations(batch, passages.text, where)
     baselines = loss_baselines(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from basins.corpus import TokenBatch
 from basins.errors import BasinsError
 from basins.lens import check_layers, has_own_hooks
 from basins.scorer import BasinScorer
@@ -63,6 +64,13 @@ class ScoreStore:
             self.found += 1
         self._kept[key] = scores
         return scores
+
+    def score_batch(
+        self, scorer: BasinScorer, batch: TokenBatch, layers: int | Iterable[int] | None = None
+    ) -> BasinScores:
+        """`scorer.score_texts` of tokenised texts, or what it gave before."""
+        tokenization = batch.tokenization | {"text_ids": list(batch.text_ids)}
+        return self.score(scorer, batch.tokens, batch.attention_mask, layers, tokenization)
 
 
 def _key(scorer: BasinScorer, tokens: Tensor, mask: Tensor, layers: tuple[int, ...]) -> str:
