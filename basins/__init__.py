@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from basins.models import load_model as load_model
     from basins.scorer import BasinScorer as BasinScorer
     from basins.scores import BasinScores as BasinScores
+    from basins.studies import study as study
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _EXPORTS = {
     "MissingExtra": "basins.errors",
     "TokenBatch": "basins.corpus",
     "load_model": "basins.models",
+    "study": "basins.studies",
 }
 _MODULES = ("corpus", "experiments", "pocket")
 
@@ -48,6 +50,7 @@ __all__ = [
     "experiments",
     "load_model",
     "pocket",
+    "study",
 ]
 
 

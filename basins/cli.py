@@ -22,6 +22,7 @@ from basins.console import (
 )
 from basins.errors import BasinsError, choose
 from basins.experiment_commands import command_line, experiment, free_folder, parse_numbers
+from basins.study_command import study
 
 DEMO_FOLDER = Path("runs/demo")
 
@@ -75,6 +76,7 @@ def main() -> None:
     basins demo                                            shipped model, bundled text, no network
     basins score --model gpt2 --input my.txt --out runs/my
     basins experiment importance                           tables, figures and a verdict
+    basins study                                           all experiments, one analysis
     basins doctor                                          what is installed, and does re-running work
     """
     # Threads that spin while they wait slow everything down tenfold on a machine that does other work too. Has to be
@@ -83,6 +85,7 @@ def main() -> None:
 
 
 app.add_typer(experiment, name="experiment")
+app.command()(study)
 
 
 @app.command()

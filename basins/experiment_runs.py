@@ -66,7 +66,7 @@ def write(
                 (temporary / "figures" / "tokens.html").write_text(page, encoding="utf-8")
         (temporary / "verdict.md").write_text(markdown(found), encoding="utf-8")
         about = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "basins": __version__}
-        about |= {"command": command, "seconds": seconds, "grade": found.grade}
+        about |= {"command": command, "seconds": seconds, "grade": found.grade, "reading": found.reading}
         files = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
         _json(temporary / MANIFEST, about | _plain(found.settings) | {"files": files})
     return folder
@@ -78,11 +78,11 @@ def markdown(found: Any) -> str:
     lines = [f"# {settings['experiment'].capitalize()}", "", settings["question"], "", "## Stated before the run", ""]
     lines += [f"- Primary analysis: {settings['primary']}.", f"- Grades: {settings['thresholds']}"]
     lines += ["", "## What was found", "", f"**{found.grade}.** {found.reading}", ""]
-    lines += [_table(found.verdicts), ""]
+    lines += [markdown_table(found.verdicts), ""]
     return "\n".join(lines)
 
 
-def _table(frame: pd.DataFrame) -> str:
+def markdown_table(frame: pd.DataFrame) -> str:
     """A frame as a table in Markdown."""
     rows = [list(frame.columns), ["---"] * len(frame.columns)]
     rows += [[_cell(value) for value in row] for row in frame.itertuples(index=False)]

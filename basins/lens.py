@@ -139,7 +139,7 @@ def all_modules(model: Any) -> list[nn.Module]:
 
 
 def has_own_hooks(model: Any) -> bool:
-    """Whether the user hooked any module. TransformerLens 4 leaves hooks of its own behind, which are not meant."""
+    """Whether the user hooked any module. TransformerLens 4 and transformers leave hooks of their own behind."""
     return any(_is_users(hook) for hook in _all_hooks(model))
 
 
@@ -151,7 +151,7 @@ def _all_hooks(model: Any) -> list[Any]:
 def _is_users(hook: Any) -> bool:
     """`add_hook` of a hook point wraps the user's function in one of TransformerLens's module hook_points."""
     module = getattr(hook, "__module__", None) or ""
-    return module == "transformer_lens.hook_points" or not module.startswith("transformer_lens.")
+    return module == "transformer_lens.hook_points" or not module.startswith(("transformer_lens.", "transformers."))
 
 
 def enter_layer(model: Any, layer: int, states: Float[Tensor, "batch pos d_model"]) -> Tensor:

@@ -44,10 +44,16 @@ class Run:
 def check_run_folder(folder: str | Path, pictures: bool = True) -> Path:
     """Before a long computation: raise BasinsError if `write_run` could not write there afterwards."""
     folder = check_new(folder)
-    for package in PICTURE_PACKAGES if pictures else ():
+    if pictures:
+        check_pictures()
+    return folder
+
+
+def check_pictures() -> None:
+    """Raise MissingExtra where what draws is not installed."""
+    for package in PICTURE_PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "view")
-    return folder
 
 
 def describe_input(source: str | Path) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def _check_layer(
 
     def all_at_once(path: str) -> Callable[[], Tensor]:
         def attempt() -> Tensor:
-            replay = Replay(model, path, call, own, torch.ones_like(own[..., 0]))
+            everything = torch.ones(own.shape[:2], dtype=torch.long, device=device)
+            replay = Replay(model, path, call, own, everything)
             if path == "core":
                 check_causal(replay.context)
             outputs = replay.outputs(patches[None], at[None])

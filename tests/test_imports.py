@@ -46,8 +46,8 @@ ROWS = [
         "memorization_plots",
         "memorization_view",
     ],
-    ["report", "cluster", "console", "demo", "doctor"],
-    ["cli", "experiment_commands"],
+    ["report", "cluster", "console", "demo", "doctor", "studies"],
+    ["cli", "experiment_commands", "study_command"],
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 
@@ -119,6 +119,8 @@ WITHIN_A_ROW = {
     ("scorer", "sources"),
     ("scorer", "transition"),
     ("cli", "experiment_commands"),
+    ("cli", "study_command"),
+    ("study_command", "experiment_commands"),
     ("experiment_runs", "plots"),
     ("experiment_runs", "runs"),
     ("importance_plots", "plots"),

@@ -55,6 +55,7 @@ def test_anything_that_changes_a_score_is_another_question(tmp_path):
 
 def test_hooked_models_are_not_remembered_and_fitted_scorers_refused(tmp_path):
     store, model = ScoreStore(tmp_path), tiny_model("gpt2")
+    model.run_with_cache(TOKENS)  # transformers and TransformerLens leave hooks of their own behind
     plain = store.score(scorer(model), TOKENS, MASK)
     hooks = [
         lambda: model.blocks[0].register_forward_hook(lambda module, args, output: None).remove,

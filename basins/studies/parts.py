@@ -1,0 +1,93 @@
+"""The parts of a study, in the order in which they run: how each is called, and which of its figures are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from basins import experiments
+from basins.errors import BasinsError, choose
+from basins.experiments.loaded import NamedModel
+from basins.experiments.memorization import POCKETS
+from basins.experiments.score_store import ScoreStore
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all parts have in common. `store`: scores that several parts need are computed once."""
+
+    first: NamedModel
+    second: NamedModel | None
+    texts: list[str] | str | None
+    limit: int | None
+    max_length: int
+    layers: Any
+    k: int
+    seed: int
+    store: ScoreStore = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """`title` heads its section and its panel; `figures`: those of its own that the study shows, in order."""
+
+    name: str
+    title: str
+    figures: tuple[str, ...]
+
+    def run(self, shared: Shared, options: Mapping[str, Any], findings: list[Any]) -> Any:
+        """The experiment's result. `findings`: what earlier parts found, for the part that tests how robust it is."""
+        settings: dict[str, Any] = {"second_model": shared.second, "layers": shared.layers, "k": shared.k}
+        settings |= {"seed": shared.seed, "store": shared.store}
+        if self.name == "memorization":
+            settings["passages"] = "planted" if shared.first.name in POCKETS else "natural"
+        else:
+            settings["max_length"] = shared.max_length
+            settings["limit"] = shared.limit
+        if self.name in ("importance", "layers", "robustness"):
+            settings["texts"] = shared.texts
+        return getattr(experiments, self.name)(shared.first, **settings | dict(options))
+
+
+PARTS = (
+    Part("importance", "Do tokens that matter sit where blocks compress less?", ("layer_curves", "agreement")),
+    Part("memorization", "Do memorised sequences compress differently?", ("layer_curves", "dose_response", "roc")),
+)
+NAMES = tuple(part.name for part in PARTS)
+
+
+def choose_parts(names: list[str] | None) -> tuple[Part, ...]:
+    """The parts of these names, in their own order; None: all."""
+    if names is None:
+        return PARTS
+    if not names:
+        raise BasinsError(f"parts is empty. Possible: {', '.join(NAMES)}.")
+    for name in names:
+        choose("parts", name, NAMES)
+    return tuple(part for part in PARTS if part.name in names)
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """A part as it lies in its folder: written before this run or in it."""
+
+    part: Part
+    folder: Path
+    manifest: dict[str, Any]
+    resumed: bool
+
+    def table(self, name: str) -> Any:
+        """One of its tables; an empty frame where it has none of that name."""
+        import pandas as pd
+
+        path = self.folder / "tables" / f"{name}.parquet"
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+
+    def tokens(self, model: str) -> Any:
+        """All columns of its tokens for one model."""
+        import pandas as pd
+
+        path = self.folder / "tokens" / f"{model.replace('/', '_')}.parquet"
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()

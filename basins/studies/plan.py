@@ -1,0 +1,82 @@
+"""What a study is about, written down before it runs, and compared when it is taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from basins import __version__
+from basins.errors import BasinsError
+from basins.experiments.primary import THRESHOLDS, in_words
+from basins.lens import block_device, fingerprint, n_layers
+from basins.studies.grades import RULES
+from basins.studies.hypotheses import FLAGS
+from basins.studies.parts import Part, Shared
+
+PLAN = "study.json"
+# These may differ between the runs that a study is made in.
+FREE = ("date", "command", "device")
+
+
+def make_plan(shared: Shared, parts: tuple[Part, ...], options: dict[str, Any], scorer: dict[str, Any]) -> dict:
+    """Everything that the numbers will depend on, as JSON has it."""
+    models = [one for one in (shared.first, shared.second) if one is not None]
+    about = {
+        "basins": __version__,
+        "models": {one.name: {"fingerprint": fingerprint(one.model), "layers": n_layers(one.model)} for one in models},
+        "texts": _texts(shared.texts),
+        "limit": shared.limit,
+        "max_length": shared.max_length,
+        "layers": "all" if shared.layers is None else shared.layers,
+        "parts": {part.name: part.title for part in parts},
+        "options": options,
+        "primary": in_words(scorer),
+        "thresholds": THRESHOLDS,
+        "grades": RULES,
+        "flags": FLAGS,
+        "seed": shared.seed,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": str(block_device(shared.first.model, 0)),
+    }
+    return json.loads(json.dumps(about, default=str))
+
+
+def _texts(texts: list[str] | str | None) -> Any:
+    if texts is None or isinstance(texts, str):
+        return texts or "the shipped book"
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return {"texts": len(texts), "sha256": digest}
+
+
+def start_or_resume(folder: Path, plan: dict[str, Any]) -> bool:
+    """Write the plan into a new folder, or find the same plan in it: True where a study is taken up again."""
+    place = folder / PLAN
+    if place.is_file():
+        found = json.loads(place.read_text(encoding="utf-8"))
+        differ = [name for name in plan if name not in FREE and plan[name] != found.get(name)]
+        if differ:
+            said = "; ".join(f"{name} was {found.get(name)!r:.120} and is {plan[name]!r:.120}" for name in differ)
+            raise BasinsError(
+                f"{folder} holds another study: {said}. Nothing was written. Choose another folder, or give the same "
+                "settings again to go on with it."
+            )
+        return True
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BasinsError(f"{folder} exists and holds no {PLAN}: it is not a study. Choose another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(place, json.dumps(plan, indent=1, ensure_ascii=False))
+    except OSError as error:
+        raise BasinsError(f"{folder} cannot be written ({error}). Choose another folder.") from error
+    return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Written as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
