@@ -73,7 +73,7 @@ def _stated(found: Study) -> list[str]:
     lines = [f"In `study.json`, written before anything ran ({date}). The study's grade:", ""]
     lines += [f"- {rule.strip()}" for rule in found.plan["grades"].rstrip(".").split("; ")]
     lines += ["", "The parts' grades:", ""]
-    lines += [f"- {name}: {part.manifest['thresholds']}" for name, part in found.parts.items()]
+    lines += [f"- {name}: {thresholds}" for name, thresholds in found.plan["thresholds"].items()]
     return lines
 
 

@@ -11,6 +11,8 @@ from basins import experiments
 from basins.errors import BasinsError, choose
 from basins.experiments.loaded import NamedModel
 from basins.experiments.memorization import POCKETS
+from basins.experiments.memorization_words import THRESHOLDS as FOR_MEMORIZATION
+from basins.experiments.primary import THRESHOLDS as FOR_IMPORTANCE
 from basins.experiments.score_store import ScoreStore
 
 
@@ -35,6 +37,7 @@ class Part:
 
     name: str
     title: str
+    thresholds: str = field(repr=False)
     figures: tuple[str, ...]
 
     def run(self, shared: Shared, options: Mapping[str, Any], findings: list[Any]) -> Any:
@@ -52,8 +55,18 @@ class Part:
 
 
 PARTS = (
-    Part("importance", "Do tokens that matter sit where blocks compress less?", ("layer_curves", "agreement")),
-    Part("memorization", "Do memorised sequences compress differently?", ("layer_curves", "dose_response", "roc")),
+    Part(
+        "importance",
+        "Do tokens that matter sit where blocks compress less?",
+        FOR_IMPORTANCE,
+        ("layer_curves", "agreement"),
+    ),
+    Part(
+        "memorization",
+        "Do memorised sequences compress differently?",
+        FOR_MEMORIZATION,
+        ("layer_curves", "dose_response", "roc"),
+    ),
 )
 NAMES = tuple(part.name for part in PARTS)
 

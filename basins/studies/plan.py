@@ -11,7 +11,7 @@ from typing import Any
 
 from basins import __version__
 from basins.errors import BasinsError
-from basins.experiments.primary import THRESHOLDS, in_words
+from basins.experiments.primary import in_words
 from basins.lens import block_device, fingerprint, n_layers
 from basins.studies.grades import RULES
 from basins.studies.hypotheses import FLAGS
@@ -35,7 +35,7 @@ def make_plan(shared: Shared, parts: tuple[Part, ...], options: dict[str, Any], 
         "parts": {part.name: part.title for part in parts},
         "options": options,
         "primary": in_words(scorer),
-        "thresholds": THRESHOLDS,
+        "thresholds": {part.name: part.thresholds for part in parts},
         "grades": RULES,
         "flags": FLAGS,
         "seed": shared.seed,

@@ -1,0 +1,142 @@
+"""The whole study: one folder, taken up where it was left, and a grade by rules that were written down before."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+import basins
+from basins import experiments
+from basins.errors import BasinsError
+from basins.studies.grades import overall
+from basins.studies.hypotheses import CONFOUNDED, NOISY, NOTHING, NULL, flags_of
+
+OPTIONS = {"importance": {"methods": ["attention"], "n_resamples": 100, "n_permutations": 100}}
+QUICK = {"second_model": None, "limit": 6, "layers": [1, 2], "parts": ["importance"], "options": OPTIONS}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, pocket_mini):
+    folder = tmp_path_factory.mktemp("study") / "one"
+    return basins.study(pocket_mini, out=folder, command="basins study --limit 6", **QUICK)
+
+
+def test_a_study_leaves_all_that_it_names(run):
+    names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    assert {"study.json", "analysis.md", "statistics.json", "tables/hypotheses.csv"} <= names
+    assert {"tables/hypotheses.parquet", "figures/00_summary.png", "figures/00_summary.pdf"} <= names
+    assert {"importance/run.json", "importance/verdict.md", "figures/01_importance_layer_curves.png"} <= names
+    assert not [name for name in names if "/." in name or name.startswith(".")]
+    text = (run.folder / "analysis.md").read_text()
+    for said in ("Stated before the run", "What speaks against it", "nothing was replicated", "basins study --limit 6"):
+        assert said in text
+    # Every picture that the analysis shows is there.
+    shown = [line.rpartition("(")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert len(shown) >= 2
+    assert all((run.folder / path).is_file() for path in shown)
+    statistics = json.loads((run.folder / "statistics.json").read_text())
+    assert statistics["grade"] == run.grade
+    assert len(statistics["hypotheses"]) == len(run.hypotheses) == 1
+
+
+def test_thresholds_are_written_down_before_anything_runs(tmp_path, pocket_mini, monkeypatch):
+    seen = {}
+
+    def instead(*args, **kwargs):
+        seen.update(json.loads((tmp_path / "s" / "study.json").read_text()))
+        raise RuntimeError("pulled the plug")
+
+    monkeypatch.setattr(experiments, "importance", instead)
+    with pytest.raises(RuntimeError, match="plug"):
+        basins.study(pocket_mini, out=tmp_path / "s", **QUICK)
+    assert {"strong", "moderate", "exploratory", "weak"} <= {rule.split(":")[0] for rule in seen["grades"].split("; ")}
+    assert "corrected p" in seen["thresholds"]["importance"]
+
+
+def test_what_is_done_is_kept_and_what_was_interrupted_goes_on(run, pocket_mini, monkeypatch, tmp_path):
+    def never(*args, **kwargs):
+        raise AssertionError("it was done before")
+
+    monkeypatch.setattr(experiments, "importance", never)
+    lines: list[str] = []
+    again = basins.study(pocket_mini, out=run.folder, tell=lines.append, **QUICK)
+    pd.testing.assert_frame_equal(again.hypotheses, run.hypotheses)
+    assert again.grade == run.grade
+    assert "done before" in lines[1]
+
+
+def test_scores_of_an_interrupted_part_are_not_computed_again(tmp_path, pocket_mini, monkeypatch):
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    scored = []
+    original = basins.BasinScorer.score_tokens
+
+    def counted(self, *args, **kwargs):
+        scored.append(1)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(basins.BasinScorer, "score_tokens", counted)
+    with monkeypatch.context() as broken:
+        broken.setattr(sys.modules["basins.experiments.importance"], "measure", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            basins.study(pocket_mini, out=tmp_path / "s", **QUICK)
+    before = len(scored)
+    assert before == 1
+    basins.study(pocket_mini, out=tmp_path / "s", pictures=False, **QUICK)
+    assert len(scored) == before + 2  # the two halves of the text; not the whole again
+
+
+def test_another_study_is_never_mixed_in(run, pocket_mini, tmp_path):
+    with pytest.raises(BasinsError, match="holds another study: seed was 0 and is 1"):
+        basins.study(pocket_mini, out=run.folder, seed=1, **QUICK)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(BasinsError, match="not a study"):
+        basins.study(pocket_mini, out=tmp_path / "full", **QUICK)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_wrong_names_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(BasinsError, match="parts"):
+        basins.study("pocket-mini", out=tmp_path / "s", parts=["importence"])
+    with pytest.raises(BasinsError, match="options names"):
+        basins.study("pocket-mini", out=tmp_path / "s", parts=["importance"], options={"layers": {}})
+    assert not (tmp_path / "s").exists()
+
+
+def table(*rows: tuple[str, str]) -> pd.DataFrame:
+    return pd.DataFrame([{"name": f"h{i}", "grade": grade, "flags": flags} for i, (grade, flags) in enumerate(rows)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "grade"),
+    [
+        ([("none", NOTHING), ("none", NOTHING)], "weak"),
+        ([("exploratory", ""), ("none", NOTHING)], "exploratory"),
+        ([("moderate", ""), ("none", "")], "exploratory"),  # one is not several
+        ([("moderate", ""), ("moderate", "")], "moderate"),
+        ([("strong", ""), ("none", "")], "strong"),
+        ([("strong", NULL), ("moderate", ""), ("none", "")], "exploratory"),
+        ([("strong", f"{NOISY}; {NULL}"), ("none", "")], "weak"),
+        ([("moderate", ""), ("moderate", NULL)], "exploratory"),
+    ],
+)
+def test_the_grade_follows_the_rules(rows, grade):
+    found, why = overall(table(*rows))
+    assert found == grade
+    assert why.endswith(".")
+    assert ("null" in why) == any(NULL in flags for _, flags in rows)
+
+
+def test_red_flags():
+    row = {"low": -0.1, "high": 0.5, "p_corrected": 0.2, "second_model": "differs"}
+    assert flags_of(row) == [NOISY, NOTHING]
+    assert flags_of(row | {"low": 0.3, "p_corrected": 0.001}) == ["does not replicate"]
+    assert flags_of(row | {"low": 0.3, "p_corrected": 0.001, "second_model": "not run"}) == []
+    assert flags_of(row | {"low": float("nan"), "p_corrected": float("nan"), "second_model": "-"}) == [NOTHING]
+    assert CONFOUNDED not in flags_of(row)
