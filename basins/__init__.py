@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from basins import pocket as pocket
     from basins.attributed import Attribution as Attribution
     from basins.corpus import TokenBatch as TokenBatch
+    from basins.decomposition import Decomposition as Decomposition
     from basins.errors import BasinsError as BasinsError
     from basins.errors import MissingExtra as MissingExtra
     from basins.models import load_model as load_model
@@ -32,6 +33,7 @@ _EXPORTS = {
     "BasinScorer": "basins.scorer",
     "BasinScores": "basins.scores",
     "BasinsError": "basins.errors",
+    "Decomposition": "basins.decomposition",
     "MissingExtra": "basins.errors",
     "TokenBatch": "basins.corpus",
     "load_model": "basins.models",
@@ -44,6 +46,7 @@ __all__ = [
     "BasinScorer",
     "BasinScores",
     "BasinsError",
+    "Decomposition",
     "MissingExtra",
     "TokenBatch",
     "corpus",

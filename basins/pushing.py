@@ -6,7 +6,7 @@ contexts, random states, displacements from elsewhere. The paths are those of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basins.activations import MEMORY_BUDGET, check_finite, check_mask, check_tokens
+from basins.activations import MEMORY_BUDGET, CacheStates, check_finite, check_mask, check_tokens
+from basins.block_calls import dummy_tokens
+from basins.corpus import check_room
 from basins.errors import BasinsError
 from basins.lens import as_found, block_device, block_dtype, check_layers
-from basins.rerun import Replay
+from basins.rerun import Replay, run_context
 from basins.selfcheck import SelfCheck
-from basins.sources import SweepSource
+from basins.sources import CacheSource, Source, SweepSource, record_chunks
+from basins.transition import check_next_layer
 
 # Floats of the patched states of one call.
 PATCH_FLOATS = {"cpu": 2**20, "cuda": 2**25}
@@ -33,7 +36,7 @@ class Place:
     layer: int
     states: Float[Tensor, "batch pos d_model"]
     outputs: Float[Tensor, "batch pos d_model"]
-    source: SweepSource
+    source: Source
     precision: str
 
     def push(
@@ -88,19 +91,20 @@ def places(
     batch_size: int | None = None,
     memory_budget: int = MEMORY_BUDGET,
     seed: int = 0,
-) -> Iterator[Place]:
+) -> Generator[Place]:
     """The transitions of `layers` one after the other (None: all), in rising order: two layers of states in memory.
 
     `states` and what is pushed are in `dtype` (None: float64 for float64 models, else float32), blocks run in the
-    model's own. A Place is good until the next is asked for.
+    model's own. A Place is good until the next is asked for. Gradients are off until the last Place is done with, or
+    until the generator is closed (`contextlib.closing`).
     """
     wanted = check_layers(model, layers)
     ids = check_tokens(tokens, None)
     if ids is None:
         raise BasinsError("tokens is None. Pass token ids, one row a sequence.")
+    check_room(model, ids)
     mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
-    if dtype is None:
-        dtype = torch.float64 if block_dtype(model, 0) == torch.float64 else torch.float32
+    dtype = dtype or _wide(model)
     with as_found(model):
         source = SweepSource(model, ids, mask, wanted, dtype, batch_size, memory_budget, rerun=False)
         source.paths = SelfCheck(model, seed).paths(ids, mask, tuple(range(wanted[0], wanted[-1] + 1)))
@@ -109,3 +113,49 @@ def places(
             assert outputs is not None
             check_finite(states, mask.bool(), layer)
             yield Place(model, layer, states, outputs.to(states), source, precision)
+
+
+def places_of_cache(
+    model: Any,
+    cache: Any,
+    tokens: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    layers: int | Iterable[int] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    precision: str = "float32",
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Generator[Place]:
+    """`places` of the states in a cache, as `BasinScorer.score` takes it.
+
+    Raises BasinsError when a block on the cached states does not give the cached next layer.
+    """
+    wanted = check_layers(model, layers)
+    cached = CacheStates(cache, model)
+    given = check_tokens(tokens, cached.shape)
+    mask = check_mask(attention_mask, cached.shape)
+    dtype = dtype or _wide(model)
+    for layer in wanted:
+        check_finite(cached.layer(layer), mask.bool(), layer)
+    with as_found(model):
+        source = CacheSource(cached, mask, model, dtype)
+        ids = given if given is not None else dummy_tokens(model, *cached.shape).cpu()
+        source.paths = SelfCheck(model, seed).paths(ids, mask, wanted, lambda layer, row: cached.layer(layer)[row])
+        source.chunks = record_chunks(model, ids, mask, wanted, batch_size)
+        for layer in wanted:
+            states, known = source.states(layer), source.outputs(layer)
+            device, own = block_device(model, layer), block_dtype(model, layer)
+            outputs = source.room_for_next(layer)
+            for chunk in source.chunks:
+                context = states[chunk.rows, : chunk.length]
+                call, path = chunk.calls[layer], source.paths[layer].path
+                after = run_context(model, path, call, context.to(device, own), chunk.attention_mask)
+                outputs[chunk.rows, : chunk.length] = after.to(outputs)
+                if known is not None:
+                    check_next_layer(chunk, layer, context, outputs, known, own)
+            yield Place(model, layer, states, outputs if known is None else known.to(states), source, precision)
+
+
+def _wide(model: Any) -> torch.dtype:
+    return torch.float64 if block_dtype(model, 0) == torch.float64 else torch.float32

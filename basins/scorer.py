@@ -22,6 +22,7 @@ from basins.attributed import Attribution
 from basins.attribution import attribute
 from basins.block_calls import dummy_tokens
 from basins.corpus import TokenBatch, check_room, tokenize
+from basins.decomposition import Decomposition, decompose
 from basins.errors import BasinsError
 from basins.fitted_bank import FittedBank
 from basins.lens import as_found, block_dtype, check_layers, check_model, model_name
@@ -88,21 +89,10 @@ class BasinScorer:
         check_model(model)
         self.model = model
         self.settings = ScorerSettings(
-            k=k,
-            method=method,
-            neighbors=neighbors,
-            metric=metric,
-            normalize=normalize,
-            include_self=include_self,
-            exclude_first=exclude_first,
-            shrink=shrink,
-            eps=eps,
-            index=index,
-            dtype=dtype,  # type: ignore[arg-type]
-            precision=precision,
-            batch_size=batch_size,
-            seed=seed,
-        )
+            k=k, method=method, neighbors=neighbors, metric=metric, normalize=normalize, include_self=include_self,
+            exclude_first=exclude_first, shrink=shrink, eps=eps, index=index, dtype=dtype,  # type: ignore[arg-type]
+            precision=precision, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
         self._bank: FittedBank | None = None
         self._self_check = SelfCheck(model, self.settings.seed)
 
@@ -194,7 +184,7 @@ class BasinScorer:
         memory_budget: int = MEMORY_BUDGET,
         tokenization: dict[str, Any] | None = None,
     ) -> BasinScores:
-        """Score token ids layer by layer, without a cache."""
+        """`score_texts` of token ids."""
         wanted = check_layers(self.model, layers)
         ids = check_tokens(tokens, None)
         if ids is None:
@@ -252,6 +242,10 @@ class BasinScorer:
         own = {name: getattr(self.settings, name) for name in ("exclude_first", "batch_size", "seed")}
         own |= {"dtype": self.dtype, "bank_means": self._bank.means if self._bank is not None else None} | options
         return attribute(self.model, tokens, attention_mask, method=method, layers=layers, **own)
+
+    def decompose(self, cache: Any, *given: Any, **options: Any) -> Decomposition:
+        """Map or context? Takes `score`'s arguments, or token ids for the cache, and sample=64: `decomposition.py`."""
+        return decompose(self.model, self.settings, cache, *given, dtype=self.dtype, fitted=self.fitted, **options)
 
     def _score(
         self,

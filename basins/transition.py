@@ -180,7 +180,7 @@ def rerun_variances(
                 found[name][rows, torch.where(real, at, pos)] = value
         next_states[chunk.rows, : chunk.length] = replay.next_states().to(next_states)
         if known is not None:
-            _check_next_layer(chunk, layer, context, next_states, known, dtype)
+            check_next_layer(chunk, layer, context, next_states, known, dtype)
     return {name: value[:, :pos].flatten() for name, value in found.items()}
 
 
@@ -194,7 +194,7 @@ def queries_of(
     return is_query, torch.where(is_query, order, attention_mask.argmax(1, keepdim=True))
 
 
-def _check_next_layer(
+def check_next_layer(
     chunk: Chunk,
     layer: int,
     before: Float[Tensor, "batch pos d_model"],
@@ -202,6 +202,7 @@ def _check_next_layer(
     known: Float[Tensor, "all_rows all_pos d_model"],
     dtype: torch.dtype,
 ) -> None:
+    """Raise where the next layer, run anew, is not the one in the cache: `dtype` is the block's own."""
     real = chunk.attention_mask.bool().to(before.device)
     got = next_states[chunk.rows, : chunk.length].to(before.device)[real].to(dtype)
     error = disagreement(got, known[chunk.rows, : chunk.length].to(before.device)[real], before[real])

@@ -14,12 +14,14 @@ from basins.stats.correlations import partial, pearson, semipartial, spearman
 from basins.stats.detection import auroc, tpr_at_fpr
 from basins.stats.grid import Cell, correlation_grid
 from basins.stats.many_groups import anova, icc, kruskal
+from basins.stats.means import mean
 from basins.stats.permutation import max_t, permutation_test
 from basins.stats.result import Statistic
 from basins.stats.two_groups import cohens_d, d_needed, mann_whitney, point_biserial, quartile_contrast, welch
 
 __all__ = [
     "Statistic",
+    "mean",
     "pearson",
     "spearman",
     "partial",

@@ -1,0 +1,91 @@
+"""The radius at which a score stops depending on it, against a Jacobian by autograd through the model's own hooks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_rerun import padded, some_tokens
+from test_scorer import cached
+from tiny_models import tiny_model
+
+from basins import BasinScorer
+from basins.errors import BasinsError
+from basins.lens import resid_post, resid_pre
+from basins.local_limit import LocalLimit, check_shrinks, local_limit
+from basins.settings import ScorerSettings
+
+
+def jacobian(model, tokens, mask, layer, sequence, position, state):
+    """d B_L(x; context) / d x at the query's own place, by autograd."""
+
+    def output(x):
+        kept = {}
+
+        def put(value, hook):
+            rows = [torch.tensor([sequence]), torch.tensor([position])]
+            return value.detach().index_put(rows, x[None])
+
+        def read(value, hook):
+            kept["out"] = value[sequence, position]
+
+        hooks = [(resid_pre(layer), put), (resid_post(layer), read)]
+        model.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks)
+        return kept["out"]
+
+    return torch.autograd.functional.jacobian(output, state)
+
+
+@pytest.mark.parametrize("padding", ["none", "right"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_smallest_radius_agrees_with_the_jacobian(name, padding):
+    model, tokens, mask = tiny_model(name, torch.float64), some_tokens(), padded(padding)
+    settings = ScorerSettings(k=5, neighbors="cross_sequence", exclude_first=1)
+    found = local_limit(model, settings, tokens, None, mask, shrinks=(1.0, 1e-3), sample=4)
+    cache = cached(model, tokens, mask)
+    scores = BasinScorer(model, k=5, neighbors="cross_sequence", exclude_first=1).score(cache, tokens, mask)
+    for place, layer in enumerate(found.layers):
+        states = cache[resid_pre(layer)].flatten(0, 1).detach()
+        for number, query in enumerate(found.queries.tolist()):
+            sequence, position = divmod(query, mask.shape[1])
+            slope = jacobian(model, tokens, mask, layer, sequence, position, states[query])
+            near = states[scores.neighbor_ids[place].flatten(0, 1)[query]]
+            centred = near - near.mean(0)
+            s = centred.T @ centred / len(near)
+            limit = math.log(torch.trace(s) / torch.trace(slope @ s @ slope.T))
+            # Tiny states are near LayerNorm's kink: the next term of the expansion is up to a few times t.
+            assert float(found.relative[place, 1, number]) == pytest.approx(limit, abs=5e-3), (layer, query)
+            whole = float(scores.relative[place].flatten()[query])
+            assert float(found.relative[place, 0, number]) == pytest.approx(whole, abs=1e-8)
+
+
+def made(columns: list[np.ndarray]) -> LocalLimit:
+    """Scores of one layer at falling radii."""
+    relative = torch.tensor(np.stack(columns))[None]
+    shrinks = (1.0, 0.3, 0.1, 0.01)
+    return LocalLimit(relative, shrinks, (4,), torch.arange(relative.shape[2]), 50, {"k": 3})
+
+
+def test_the_rule_looks_at_ranks_and_at_sizes():
+    rng = np.random.default_rng(0)
+    limit = rng.normal(size=50)
+    noise = rng.normal(size=50)
+    assert made([limit + noise, limit + 0.5, limit + 0.001, limit]).radius() == {4: 0.1}
+    assert made([limit + 0.001] * 3 + [limit]).radius() == {4: 1.0}
+    # A larger radius that happens to agree does not count while a smaller one does not.
+    assert made([limit, limit + noise, limit, limit]).radius() == {4: 0.1}
+    assert math.isnan(made([limit + noise] * 3 + [limit]).radius()[4])
+    table = made([limit + noise, limit + 0.5, limit + 0.001, limit]).summary()
+    assert table["change"].tolist() == pytest.approx([np.median(np.abs(noise)), 0.5, 0.001, 0])
+    assert table["median"].iloc[3] == pytest.approx(np.median(limit))
+    assert table["local"].tolist() == [False, False, True, False]
+    assert len(made([limit] * 4).to_frame()) == 50
+
+
+def test_bad_radii_say_what_is_possible():
+    assert check_shrinks([0.1, 1, 0.1]) == (1.0, 0.1)
+    for bad in ([1.0], [0.0, 1.0], [2.0, 1.0]):
+        with pytest.raises(BasinsError, match="two radii or more"):
+            check_shrinks(bad)
