@@ -100,7 +100,11 @@ def global_two_nn(distances: Float[Tensor, "*token k"], discard: float = 0.1) ->
     """
     if not 0 <= discard < 1:
         raise BasinsError(f"discard={discard} is out of range: a share of at least 0 and below 1; the paper has 0.1.")
-    ratios = log_ratios(distances).reshape(-1)
+    return slope_two_nn(log_ratios(distances), discard)
+
+
+def slope_two_nn(ratios: Float[Tensor, "*token"], discard: float = 0.1) -> float:
+    """`global_two_nn` from the tokens' ln mu; NaN entries are left out."""
     ratios = ratios[ratios.isfinite()].sort().values
     # The largest has F = 1, whose logarithm is infinite.
     kept = min(int(len(ratios) * (1 - discard)), len(ratios) - 1)

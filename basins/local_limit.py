@@ -101,7 +101,9 @@ def check_shrinks(shrinks: Sequence[float]) -> tuple[float, ...]:
     """Radii from the largest to the smallest."""
     wanted = tuple(sorted({float(shrink) for shrink in shrinks}, reverse=True))
     if len(wanted) < 2 or not all(0 < shrink <= 1 for shrink in wanted):
-        raise BasinsError(f"shrinks={tuple(shrinks)!r} must hold two radii or more, each in (0, 1]: {SHRINKS} is usual.")
+        raise BasinsError(
+            f"shrinks={tuple(shrinks)!r} must hold two radii or more, each in (0, 1]: {SHRINKS} is usual."
+        )
     return wanted
 
 

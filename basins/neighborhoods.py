@@ -42,11 +42,6 @@ class Neighborhood:
     def states(self) -> Float[Tensor, "bank d_model"]:
         return self.place.states.flatten(0, 1)
 
-    def in_query_place(self, states: Float[Tensor, "query k d_model"]) -> Float[Tensor, "query k d_model"]:
-        """The block's outputs for k states a query, each standing in the query's place and context."""
-        at = self.queries.repeat_interleave(states.shape[1])
-        return self.place.push(states.flatten(0, 1), at).view_as(states)
-
 
 def sample_queries(
     usable: Bool[Tensor, "batch pos"], sample: int, seed: int, among: Bool[Tensor, "batch pos"] | None = None

@@ -144,7 +144,7 @@ def test_a_cache_of_other_states_is_refused_and_the_model_is_left_as_found(untou
         with pytest.raises(BasinsError, match="sample=1 is too small"):
             scorer.decompose(tokens, None, mask, sample=1)
         assert torch.is_grad_enabled()
-        with pytest.raises(BasinsError, match="shrink=0.5 moves neighbours"):
+        with pytest.raises(BasinsError, match=r"shrink=0\.5 moves neighbours"):
             BasinScorer(model, k=K, shrink=0.5).decompose(tokens)
         with pytest.raises(BasinsError, match="needs the token ids of the cache"):
             BasinScorer(model, k=K, neighbors="same_token").decompose(cache, None, mask)

@@ -29,7 +29,7 @@ ROWS = [
         *["path_points"],
         # What a model predicts, and what experiments ask of it.
         *["losses", "state_norms", "pushing"],
-        *["neighborhoods", "decomposition", "local_limit", "overlap", "sinks"],
+        *["neighborhoods", "decomposition", "local_limit", "overlap", "sinks", "random_weights"],
         *["continuation", "kv_cache", "labels"],
         *["dimension", "aggregates", "baselines"],
         *["logistic", "cross_validation", "blind", "matching", "added_value"],
@@ -103,6 +103,8 @@ WITHIN_A_ROW = {
     ("decomposition", "neighborhoods"),
     ("decomposition", "stats"),
     ("local_limit", "neighborhoods"),
+    ("overlap", "neighborhoods"),
+    ("sinks", "sources"),
     ("scorer", "decomposition"),
     ("state_norms", "sources"),
     ("continuation", "kv_cache"),
