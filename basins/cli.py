@@ -22,6 +22,7 @@ from basins.console import (
 )
 from basins.errors import BasinsError, choose
 from basins.experiment_commands import command_line, experiment, free_folder, parse_numbers
+from basins.layers_command import layers as _layers  # noqa: F401  (registers itself)
 from basins.study_command import study
 
 DEMO_FOLDER = Path("runs/demo")

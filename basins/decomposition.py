@@ -99,8 +99,8 @@ class Decomposition:
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
-        named = {f"{name}_share": name for name in PARTS}
-        wide: Any = self.to_frame().groupby("layer")[list(named)].mean().rename(columns=named)
+        frame: Any = self.to_frame()
+        wide = frame.groupby("layer")[[f"{name}_share" for name in PARTS]].mean()
         settings = self.settings
         head = (
             f"Decomposition: {len(self.queries)} queries in {len(self.layers)} transitions, k={settings['k']}, "

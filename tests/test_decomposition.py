@@ -23,9 +23,9 @@ K = 3
 def by_loops(y: np.ndarray) -> dict[str, float]:
     """The definition, with sums over j and c written out."""
     k = len(y)
-    mean = sum(y[j, c] for j in range(k) for c in range(k)) / k**2
-    of_state = [sum(y[j, c] for c in range(k)) / k for j in range(k)]
-    of_context = [sum(y[j, c] for j in range(k)) / k for c in range(k)]
+    mean = np.array(sum(y[j, c] for j in range(k) for c in range(k))) / k**2
+    of_state = [np.array(sum(y[j, c] for c in range(k))) / k for j in range(k)]
+    of_context = [np.array(sum(y[j, c] for j in range(k))) / k for c in range(k)]
     found = {"total": sum(((y[j, c] - mean) ** 2).sum() for j in range(k) for c in range(k)) / k**2}
     found["state"] = sum(((row - mean) ** 2).sum() for row in of_state) / k
     found["context"] = sum(((row - mean) ** 2).sum() for row in of_context) / k

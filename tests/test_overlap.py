@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ def test_agrees_with_the_adjacency_matrices_of_two_clouds(k):
         gaps = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag(np.full(60, np.inf))
         nearest.append(np.argsort(gaps, 1)[:, :k])
     found = overlap(torch.tensor(nearest[0]), torch.tensor(nearest[1]))
-    assert float(found.mean()) == pytest.approx(by_adjacency(*nearest, 60))
+    assert float(found.mean()) == pytest.approx(by_adjacency(nearest[0], nearest[1], 60))
     assert float(overlap(torch.tensor(nearest[0]), torch.tensor(nearest[0][:, ::-1].copy())).min()) == 1
 
 
@@ -47,7 +49,8 @@ def test_too_few_neighbours_are_nan_and_shapes_must_agree():
 def test_the_nearest_after_the_block_agree_with_plain_patching(padding):
     model, tokens, mask = tiny_model("llama"), some_tokens(), padded(padding)
     settings = ScorerSettings(k=6, neighbors="cross_sequence", exclude_first=1)
-    for hood in neighborhoods(model, settings, tokens, None, mask, sample=4):
+    # At layer 0 of a rotary model equal tokens are equal states, and which of them is nearer is rounding.
+    for hood in neighborhoods(model, settings, tokens, None, mask, [1, 2], sample=4):
         share, rho = nearest_after(hood)
         states, outputs = hood.states(), hood.place.outputs.flatten(0, 1)
         for number, query in enumerate(hood.queries.tolist()):
@@ -60,4 +63,5 @@ def test_the_nearest_after_the_block_agree_with_plain_patching(padding):
             looked = [float((outputs[i] - outputs[query]).norm()) for i in ids]
             near = set(np.argsort(gaps)[:2]) & set(np.argsort(looked)[:2])
             assert float(share[number]) == len(near) / 2
-            assert float(rho[number]) == pytest.approx(spearmanr(gaps, looked).statistic)
+            wanted: Any = spearmanr(gaps, looked)
+            assert float(rho[number]) == pytest.approx(wanted.statistic)

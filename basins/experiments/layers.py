@@ -38,7 +38,7 @@ TABLES = ("profile", "correlations", "dimension", "overlap", "shares", "local", 
 class Layers(Finding):
     """What the experiment found: tidy tables with a column `model`; `random weights` is the first model, untrained.
 
-    `profile`: mean, median and spread of every score and variance. `correlations`: of each score with density, neighbour
+    `profile`: mean, median and spread of scores and variances. `correlations`: of each score with density, neighbour
     distance and intrinsic dimension before the block. `dimension`: of each layer. `overlap`: of neighbourhoods between
     consecutive layers, and of re-run with lookup. `shares`: state, context and interaction (`basins.decomposition`).
     `local`: relative score against radius (`basins.local_limit`). `sinks`: attention sinks and massive activations.
@@ -73,9 +73,10 @@ class Layers(Finding):
         shares: Any = self.shares[self.shares["model"] == first]
         shares = shares.pivot_table(index="layer", columns="part", values="share", sort=False)
         per_layer = pd.concat([wide[[name for name in shown if name in wide]], shares], axis=1).reset_index()
+        verdicts: Any = self.verdicts
         columns = ["name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "flags"]
         return {
-            "Hypotheses": self.verdicts[columns],
+            "Hypotheses": verdicts[columns],
             f"Layers of {first}: mean scores (nats), and shares of the variance of crossed outputs": per_layer,
         }
 

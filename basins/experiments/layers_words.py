@@ -20,13 +20,13 @@ BY_DENSITY, IN_NULL = "explained by density", "a null shows it too"
 THRESHOLDS = (
     f"strong: |r| > {STRONG_R} with corrected p < {STRONG_P} on both models, in the same direction; moderate: |r| > "
     f"{MODERATE_R} with corrected p < {MODERATE_P}, and not the opposite on the second model; exploratory: corrected p "
-    f"< {MODERATE_P} but smaller, not the same on the second model, explained by density, or shown as well (in the "
-    "same direction, at least half as large) by the same architecture with random weights; none: nothing survives "
-    "correction. p holds over all layers and the three hypotheses. r is, of depth, the mean over tokens of the rank "
-    "correlation of layer and score, with the larger of two p (signs of whole sequences turned; layers in another "
-    "order, for all tokens share the same few layers); of density, the rank correlation that is left when position and "
-    "frequency are removed; of re-run against lookup, the rank-biserial correlation of matched pairs. "
-    f'"{DESCRIPTION}" is a property of the raw score that is described, not a finding, and has no grade.'
+    f"< {MODERATE_P} but smaller, too noisy, not the same on the second model, explained by density, or shown as well "
+    "(in the same direction, at least half as large, at any layer) by the architecture with random weights; none: "
+    "nothing survives correction. p holds over all layers and the three hypotheses. r is, of depth, the mean over "
+    "tokens of the rank correlation of layer and score, with the larger of two p (signs of whole sequences turned; "
+    "layers in another order, for all tokens share the same few layers); of density, the rank correlation that is left "
+    "when position and frequency are removed; of re-run against lookup, the rank-biserial correlation of matched "
+    f'pairs. "{DESCRIPTION}" is a property of the raw score that is described, not a finding, and has no grade.'
 )
 
 
@@ -75,8 +75,8 @@ def _judge(name: str, found: dict[str, Any], models: list[str], null: str) -> di
         flags.append(NO_REPLICATION)
     if name == HYPOTHESES[0] and _by_density(best, found, models[0]):
         flags.append(BY_DENSITY)
-    untrained = _nearest(name, found, null, best["layer"], depth)
-    if untrained is not None and untrained["r"] * best["r"] > 0 and abs(untrained["r"]) >= abs(best["r"]) / 2:
+    untrained = [row["r"] for row in _candidates(name, found, null).to_dict("records")]
+    if any(r * best["r"] > 0 and abs(r) >= abs(best["r"]) / 2 for r in untrained):
         flags.append(IN_NULL)
     return verdict | {"grade": _grade(verdict, flags, second), "flags": "; ".join(flags)}
 
@@ -171,12 +171,13 @@ def _density(found: dict[str, Any], model: str) -> str:
     if not len(raw):
         return ""
     said = (
-        f"Density: the raw score repeats how dense a neighbourhood was before the block (rank correlation with -ln V_in "
-        f"{_range(raw['rho'])}"
+        f"Density: the raw score repeats how dense a neighbourhood was before the block (rank correlation with "
+        f"-ln V_in {_range(raw['rho'])}"
     )
     relative = where(found["correlations"], model=model, score=PRIMARY, **{"with": "density"})
     return (
-        f"{said}); its profile says nothing of blocks. The relative score's correlation is {_range(relative['rho'])}."
+        f"{said}); its profile says little of blocks. The relative score's is "
+        f"{_range(relative['rho'])}; it contains V_in, so part of that is built in."
     )
 
 
@@ -251,8 +252,8 @@ def _sinks(found: dict[str, Any], model: str) -> str:
     sink = rows[rows["is_sink"]]["layer"].tolist()
     large = rows[rows["is_massive"]]["layer"].tolist()
     return (
-        f"Attention sinks at {_listed(sink)}; massive activations at {_listed(large)}; the first position, whose norm is "
-        f"{_range(rows['norm_ratio'], 1)} times the others', is left out of all scores."
+        f"Attention sinks at {_listed(sink)}; massive activations at {_listed(large)}; the first position, whose norm "
+        f"is {_range(rows['norm_ratio'], 1)} times the others', is left out of all scores."
     )
 
 
