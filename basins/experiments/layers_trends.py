@@ -99,5 +99,8 @@ def signed_ranks(values: Any, cluster: Any, *, n_resamples: int, seed: int) -> d
     r = float(up.sum() / all_of_it.sum())
     drawn = cluster_weights(sample.n_clusters, n_resamples, n_resamples, seed)
     resamples = np.concatenate([(weights @ up) / (weights @ all_of_it) for weights in drawn])
-    interval, _, reason = spread_interval(r, resamples, sample, 0.95, "fisher", 0.0)
-    return {"r": r, "low": interval[0], "high": interval[1], "reason": reason}
+    if np.ptp(resamples) <= 1e-9:  # every difference has the same sign
+        return {"r": r, "low": r, "high": r, "reason": ""}
+    # Near 1, where contexts put it, Fisher's scale has no width.
+    (low, high), _, reason = spread_interval(r, resamples, sample, 0.95, "plain", 0.0)
+    return {"r": r, "low": max(low, -1.0), "high": min(high, 1.0), "reason": reason}

@@ -25,8 +25,9 @@ THRESHOLDS = (
     "nothing survives correction. p holds over all layers and the three hypotheses. r is, of depth, the mean over "
     "tokens of the rank correlation of layer and score, with the larger of two p (signs of whole sequences turned; "
     "layers in another order, for all tokens share the same few layers); of density, the rank correlation that is left "
-    "when position and frequency are removed; of re-run against lookup, the rank-biserial correlation of matched "
-    f'pairs. "{DESCRIPTION}" is a property of the raw score that is described, not a finding, and has no grade.'
+    "when position and frequency are removed; of re-run against lookup, the rank-biserial correlation of matched pairs "
+    f'(against random weights: their mean difference). "{DESCRIPTION}" is a property of the raw score that is '
+    "described, not a finding, and has no grade."
 )
 
 
@@ -75,8 +76,10 @@ def _judge(name: str, found: dict[str, Any], models: list[str], null: str) -> di
         flags.append(NO_REPLICATION)
     if name == HYPOTHESES[0] and _by_density(best, found, models[0]):
         flags.append(BY_DENSITY)
-    untrained = [row["r"] for row in _candidates(name, found, null).to_dict("records")]
-    if any(r * best["r"] > 0 and abs(r) >= abs(best["r"]) / 2 for r in untrained):
+    # Of pairs r says only how often the difference is above 0; how large it is tells models apart.
+    size = "mean" if name == HYPOTHESES[2] else "r"
+    untrained = [row[size] for row in _candidates(name, found, null).to_dict("records")]
+    if any(value * best[size] > 0 and abs(value) >= abs(best[size]) / 2 for value in untrained):
         flags.append(IN_NULL)
     return verdict | {"grade": _grade(verdict, flags, second), "flags": "; ".join(flags)}
 
@@ -232,7 +235,12 @@ def _contexts(found: dict[str, Any], model: str) -> str:
         f"{wide.loc[layer, 'interaction']:.2f} interaction"
         for layer in dict.fromkeys((wide.index[min(1, len(wide) - 1)], wide.index[-1]))
     ]
-    return f"Map or context, shares of the variance of neighbours' outputs in each other's contexts: {'; '.join(said)}."
+    added: Any = where(found["differences"], model=model)
+    sizes = f" Own contexts add {_range(added['mean'])} nats to ln V_out (re-run less lookup)." if len(added) else ""
+    return (
+        f"Map or context, shares of the variance of neighbours' outputs in each other's contexts: {'; '.join(said)}."
+        f"{sizes}"
+    )
 
 
 def _radius(found: dict[str, Any], model: str) -> str:
