@@ -130,8 +130,7 @@ def layers(
         rows = sequences(one, texts, max_length, limit)
         wanted = check_layers(one, layers if number == 0 else None)
         scorer = BasinScorer(one, **analysis)
-        tokenization = rows.batch.tokenization | {"text_ids": list(rows.batch.text_ids)}
-        scores[name] = store.score(scorer, rows.tokens, rows.mask, wanted, tokenization)
+        scores[name] = store.score_batch(scorer, rows.batch, wanted)
         frames[name] = tables.with_dimension(score_frame(scores[name], token_facts(one, rows, wanted)), scores[name])
         measured = [_tables(scores[name], frames[name], statistics), _sampled(scorer, rows, wanted, sample, statistics)]
         measured.append({"sinks": sinks(one, rows.tokens, rows.mask, wanted)})
@@ -228,7 +227,7 @@ def _untrained(
     """The same tables of some rows in a model of the same architecture that has learnt nothing."""
     some = _some(rows, rows.sample(n, statistics["seed"]))
     null = random_weights(model, statistics["seed"])
-    scores = store.score(BasinScorer(null, **analysis), some.tokens, some.mask, wanted)
+    scores = store.score_batch(BasinScorer(null, **analysis), some.batch, wanted)
     frame = score_frame(scores, token_facts(null, some, wanted))
     return _tables(scores, tables.with_dimension(frame, scores), statistics)
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 HYPOTHESES = ("relative score changes with depth", "relative score follows density", "re-run differs from lookup")
 DESCRIPTION = "raw score repeats density"
-NOISY = 0.5
+# The 95% interval of r; a wider one cannot tell a moderate effect from none.
+NOISY = 2 * MODERATE_R
 AGREES, DIFFERS, NOT_RUN = "agrees", "differs", "not run"
 NO_SURVIVOR, NO_REPLICATION, TOO_NOISY = "nothing survives correction", "does not replicate", "too noisy"
 BY_DENSITY, IN_NULL = "explained by density", "a null shows it too"
