@@ -136,6 +136,7 @@ def test_dimension_agrees_with_a_loop(scored):
     assert local[frame["used"]].notna().all()
 
 
+@pytest.mark.slow
 def test_scores_are_computed_once_and_the_same_seed_gives_the_same_tables(pocket_mini, found, store):
     before = store.computed
     again = layers(pocket_mini, **SMALL, store=store)

@@ -89,11 +89,11 @@ def layers(
     limit: int | None = None,
     layers: Any = None,
     max_length: int = 128,
-    sample: int = 64,
-    null_rows: int = 16,
+    sample: int = 48,
+    null_rows: int = 12,
     k: int = SCORER["k"],
-    n_resamples: int = 300,
-    n_permutations: int = 2000,
+    n_resamples: int = 200,
+    n_permutations: int = 1000,
     seed: int = 0,
     store: ScoreStore | None = None,
 ) -> Layers:
@@ -229,7 +229,8 @@ def _untrained(
     null = random_weights(model, statistics["seed"])
     scores = store.score_batch(BasinScorer(null, **analysis), some.batch, wanted)
     frame = score_frame(scores, token_facts(null, some, wanted))
-    return _tables(scores, tables.with_dimension(frame, scores), statistics)
+    few = statistics | {"n_resamples": min(100, statistics["n_resamples"])}
+    return _tables(scores, tables.with_dimension(frame, scores), few)
 
 
 def _some(rows: Sequences, chosen: Int[Tensor, "row"]) -> Sequences:

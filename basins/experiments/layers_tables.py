@@ -149,7 +149,7 @@ def overlaps(scores: BasinScores, frame: pd.DataFrame, n_resamples: int, seed: i
             rows.append(_row(layer, "next layer", mean(shared, **options)) | {"chance": chance})
         for score in PAIRS:
             # Ranks are taken anew in every resample, which costs; these intervals are only drawn.
-            few = options | {"n_resamples": min(n_resamples, 100)}
+            few: dict[str, Any] = options | {"n_resamples": min(n_resamples, 100)}
             found = spearman(here[score].to_numpy(), here[f"{score}, lookup"].to_numpy(), **few)
             rows.append(_row(layer, score, found) | {"chance": 0.0})
     return pd.DataFrame(rows)
