@@ -76,7 +76,7 @@ def test_profiles_and_overlaps_can_be_had_from_the_table_of_tokens(found):
         assert row["iqr"] == pytest.approx(np.subtract(*np.quantile(values, [0.75, 0.25])))
         assert row["low"] < row["mean"] < row["high"]
     added = where(found.profile, model=model, layer=2, quantity="own contexts add").iloc[0]["mean"]
-    log_own, log_rerun = np.log(scores.lookup.var_out[2]), np.log(scores.var_out[2])
+    log_own, log_rerun = np.log(scores.lookup.var_out[2].numpy()), np.log(scores.var_out[2].numpy())
     place = frame["sequence"].to_numpy(), frame["position"].to_numpy()
     assert added == pytest.approx(float((log_own - log_rerun)[place].mean()), abs=1e-5)
     row = where(found.overlap, model=model, layer=2, comparison="relative").iloc[0]
