@@ -16,7 +16,11 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 # Data flows one way: a file imports only from rows above its own. A folder is one name: its files share its row.
 ROWS = [
     ["errors", "settings", "progress", "folders", "precision"],
-    ["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
+    [
+        *["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
+        # Words with tags, and the model's tokens that they come in.
+        *["words", "conllu", "nltk_words", "tagged_texts", "alignment"],
+    ],
     [
         *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
         *["rerun", "hooked_transformer", "patching", "selfcheck", "core", "block_parts"],
@@ -61,6 +65,14 @@ WITHIN_A_ROW = {
     ("models", "wrap"),
     ("gguf_files", "load_errors"),
     ("corpus", "texts"),
+    ("conllu", "words"),
+    ("nltk_words", "words"),
+    ("tagged_texts", "conllu"),
+    ("tagged_texts", "nltk_words"),
+    ("tagged_texts", "texts"),
+    ("tagged_texts", "words"),
+    ("alignment", "corpus"),
+    ("alignment", "words"),
     ("neighbors", "indexes"),
     ("neighbors", "half_search"),
     ("indexes", "half_search"),
@@ -133,7 +145,7 @@ WITHIN_A_ROW = {
 }
 
 # The shipped models import nothing of basins but its errors, and only these use them.
-POCKET_USERS = {"models", "corpus", "texts", "demo", "doctor", "cli", "experiments"}
+POCKET_USERS = {"models", "corpus", "texts", "tagged_texts", "demo", "doctor", "cli", "experiments"}
 
 HEAVY = ["faiss", "matplotlib", "circuitsvis", "datasets", "nltk", "ray", "sklearn", "scipy", "statsmodels", "wandb"]
 HEAVY.append("rapidfuzz")
