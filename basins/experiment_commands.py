@@ -137,7 +137,7 @@ def importance(
     from basins.experiment_runs import write
 
     write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
-    _print_end(found, seconds, folder)
+    print_end(found, seconds, folder)
 
 
 @experiment.command()
@@ -214,10 +214,10 @@ def memorization(
     from basins.experiment_runs import write
 
     write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
-    _print_end(found, seconds, folder)
+    print_end(found, seconds, folder)
 
 
-def _print_end(found: Any, seconds: float, folder: Path) -> None:
+def print_end(found: Any, seconds: float, folder: Path) -> None:
     console = open_console()
     for title, frame in found.summary_tables().items():
         console.print(frame_table(title, frame))

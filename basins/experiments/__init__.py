@@ -6,6 +6,7 @@ found.save("runs/importance")
 """
 
 from basins.experiments.importance import Importance, importance
+from basins.experiments.linguistic import Linguistic, linguistic
 from basins.experiments.memorization import Memorization, memorization
 
-__all__ = ["Importance", "Memorization", "importance", "memorization"]
+__all__ = ["Importance", "Linguistic", "Memorization", "importance", "linguistic", "memorization"]
