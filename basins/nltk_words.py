@@ -6,8 +6,10 @@ and downloaded when it is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from basins.errors import BasinsError, MissingExtra
@@ -26,15 +28,22 @@ OPENING, CLOSING = ("(", "[", "{", "$", "#", "US$", "C$"), (")", "]", "}", ",", 
 CLITICS = ("POS", "n't", "N'T", "'s", "'S", "'re", "'ve", "'ll", "'d", "'m")
 
 
-def treebank(limit: int | None = None) -> Tagged:
+def treebank(limit: int | None = None, folder: str | Path | None = None) -> Tagged:
     """The Wall Street Journal sample of the Penn Treebank that NLTK has, a text a file, with its gold tags.
 
     Made text again by this rule: traces (-NONE-) are left out and counted; -LRB- and the like become brackets; `` and
     '' become "; a backslash before / or * is dropped; no space before closing punctuation and clitics (n't, 's), none
     after opening punctuation, opening quotes, $ and #. Every other word has a space in front.
+
+    `folder`: where NLTK's data lies, as in NLTK_DATA; None: where NLTK looks.
     """
-    require("treebank")
-    require("universal_tagset")
+    with _looking_in(folder):
+        require("treebank")
+        require("universal_tagset")
+        return _treebank(limit)
+
+
+def _treebank(limit: int | None) -> Tagged:
     from nltk.corpus import treebank as corpus
     from nltk.tag import map_tag
 
@@ -113,6 +122,26 @@ def _words(tokenizer: Any, sentence: str, start: int, where: str) -> tuple[list[
         shown.append(word)
         spans.append((start + begin, start + cursor))
     return shown, spans
+
+
+@contextmanager
+def _looking_in(folder: str | Path | None) -> Iterator[None]:
+    """NLTK looks in `folder` first, for now."""
+    if folder is None:
+        yield
+        return
+    folder = Path(folder).expanduser().absolute()
+    if not (folder / "corpora").is_dir():
+        raise BasinsError(f"{folder} is no folder of NLTK's data: it has no corpora. NLTK_DATA names such a folder.")
+    try:
+        from nltk.data import path
+    except ImportError as error:
+        raise MissingExtra("nltk", "experiments") from error
+    path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        path.remove(str(folder))
 
 
 def require(package: str) -> None:

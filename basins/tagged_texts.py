@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from basins import pocket
+from basins import named_texts, pocket
 from basins.conllu import read_conllu
 from basins.errors import BasinsError
 from basins.nltk_words import UNIVERSAL, tag_texts, treebank
@@ -24,8 +24,9 @@ def read_tagged(
     """Texts whose words have tags; at most the first `limit` texts.
 
     `source`: "pocket-demo": the shipped book with automatic tags shipped beside it (no network, no NLTK); a .conllu
-    file, or "ud-ewt:FILE": gold tags; "ptb" or "ptb:FOLDER": NLTK's Penn Treebank sample, gold tags; anything else that
-    `basins.corpus.read_texts` takes: tagged by NLTK; a `Tagged`, or a list of `TaggedText` of your own.
+    file, or "ud-ewt:FILE": gold tags; "ptb" or "ptb:FOLDER" (as in NLTK_DATA): NLTK's Penn Treebank sample, gold tags;
+    anything else that `basins.corpus.read_texts` takes: tagged by NLTK; a `Tagged`, or a list of `TaggedText` of your
+    own.
     """
     if limit is not None and limit < 1:
         raise BasinsError(f"limit={limit} leaves no text. Possible: 1 or more, or None for all texts.")
@@ -37,16 +38,19 @@ def read_tagged(
             return Tagged(tuple(texts), "texts with tags of the caller", "the caller's", False, "not stated").first(
                 limit
             )
-    name, _, place = str(source).partition(":")
-    if str(source) == "pocket-demo":
+    name, place = (named_texts.parse(source) if isinstance(source, str) else None) or ("", None)
+    if name == "pocket-demo":
         return shipped().first(limit)
-    if str(source).endswith(".conllu"):
-        return read_conllu(place if name == "ud-ewt" else str(source)).first(limit)
+    if name == "ud-ewt":
+        return read_conllu(named_texts.local_copy(name, place)).first(limit)
     if name == "ptb":
-        return treebank(limit)
-    listed = source if isinstance(source, (str, Path)) else list(source)
-    named = str(source) if isinstance(source, (str, Path)) else "a list of texts"
-    return tag_texts(read_texts(listed, limit=limit), f"{named}, tagged by NLTK", "that of the texts")  # type: ignore[arg-type]
+        return treebank(limit, place)
+    if isinstance(source, (str, Path)):
+        if str(source).endswith(".conllu"):
+            return read_conllu(source).first(limit)
+        licence = named_texts.NAMED[name].licence if name else "that of the texts"
+        return tag_texts(read_texts(source, limit=limit), f"{source}, tagged by NLTK", licence)
+    return tag_texts(read_texts(list(map(str, source)), limit=limit), "texts tagged by NLTK", "that of the texts")
 
 
 def shipped() -> Tagged:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-# Beside the repository; BASINS_DATA names another place.
-FOLDER = Path(os.environ.get("BASINS_DATA", Path(__file__).parents[2] / "shared" / "data"))
+# Beside the repository; BASINS_SHARED_DATA names another place.
+FOLDER = Path(os.environ.get("BASINS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def real(name: str) -> Path:
     """A file or folder of real text; skips the test where there is none."""
     if (FOLDER / name).exists():
         return FOLDER / name
-    return pytest.skip(f"needs {name} (not in the repository; BASINS_DATA names the folder that has it)")
+    return pytest.skip(f"needs {name} (not in the repository; BASINS_SHARED_DATA names the folder that has it)")
 
 
 def nltk_with_data() -> Any:

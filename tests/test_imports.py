@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 
 # Data flows one way: a file imports only from rows above its own. A folder is one name: its files share its row.
 ROWS = [
-    ["errors", "settings", "progress", "folders", "precision"],
+    ["errors", "settings", "progress", "folders", "precision", "quotes"],
     [
         *["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
         # Words with tags, and the model's tokens that they come in.
-        *["words", "conllu", "nltk_words", "tagged_texts", "alignment"],
+        *["words", "conllu", "nltk_words", "tagged_texts", "alignment", "hub_rows", "named_texts"],
     ],
     [
         *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
@@ -36,7 +36,7 @@ ROWS = [
         *["continuation", "kv_cache", "labels"],
         *["dimension", "aggregates", "baselines"],
         *["logistic", "cross_validation", "blind", "matching", "added_value"],
-        *["finetuning", "model_copy", "controlled", "quotes", "natural"],
+        *["finetuning", "model_copy", "controlled", "natural"],
     ],
     ["experiments"],
     [
@@ -67,6 +67,12 @@ WITHIN_A_ROW = {
     ("models", "wrap"),
     ("gguf_files", "load_errors"),
     ("corpus", "texts"),
+    ("texts", "hub_rows"),
+    ("texts", "named_texts"),
+    ("named_texts", "conllu"),
+    ("named_texts", "hub_rows"),
+    ("named_texts", "nltk_words"),
+    ("tagged_texts", "named_texts"),
     ("conllu", "words"),
     ("nltk_words", "words"),
     ("tagged_texts", "conllu"),
@@ -152,7 +158,7 @@ WITHIN_A_ROW = {
 }
 
 # The shipped models import nothing of basins but its errors, and only these use them.
-POCKET_USERS = {"models", "corpus", "texts", "tagged_texts", "demo", "doctor", "cli", "experiments"}
+POCKET_USERS = {"models", "corpus", "named_texts", "tagged_texts", "demo", "doctor", "cli", "experiments"}
 
 HEAVY = ["faiss", "matplotlib", "circuitsvis", "datasets", "nltk", "ray", "sklearn", "scipy", "statsmodels", "wandb"]
 HEAVY.append("rapidfuzz")
