@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
+import basins.linguistic_command  # noqa: F401  (adds its command)
 from basins.console import (
     dose_tables,
     layer_table,

@@ -16,9 +16,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from basins.errors import BasinsError, choose
-from basins.texts import check_texts, read_texts
+from basins.texts import check_texts, read_labelled, read_texts
 
-__all__ = ["LONG_TEXTS", "TokenBatch", "read_texts", "tokenize"]
+__all__ = ["LONG_TEXTS", "TokenBatch", "read_labelled", "read_texts", "tokenize"]
 
 LONG_TEXTS = ("error", "truncate", "split")
 CHUNK = 1_000  # texts a tokenizer call: bounds what its Python lists take

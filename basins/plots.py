@@ -240,7 +240,7 @@ def _note(scores: BasinScores, keep: Bool[Tensor, "layer batch pos"]) -> str:
 
 def write_note(figure: Figure, note: str) -> None:
     """Below everything, as wide as the figure."""
-    lines = textwrap.wrap(note, int(23 * figure.get_figwidth()))
+    lines = textwrap.wrap(note, int(22 * figure.get_figwidth()))
     figure.supxlabel("\n".join(lines), fontsize=FONT - 2, color=NOTE, x=0.02, ha="left")
 
 

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basins import __version__, plots, tokens_view
+from basins import __version__, named_texts, plots, tokens_view
 from basins.errors import BasinsError, MissingExtra
 from basins.folders import check_new, new_folder
 from basins.scores import BasinScores
@@ -57,8 +57,14 @@ def check_pictures() -> None:
 
 
 def describe_input(source: str | Path) -> dict[str, Any]:
-    """What texts were read from: a file with its size and SHA-256, or the name of a dataset."""
-    path = Path(source).expanduser()
+    """What texts were read from: a file with its size and SHA-256, or the name of a dataset, with its licence where
+    basins knows it."""
+    name, copy = named_texts.parse(str(source)) or ("", None)
+    path = copy or Path(source).expanduser()
+    if name:
+        known = {"name": name, "licence": named_texts.NAMED[name].licence}
+        local = named_texts.local_copy(name, copy) if copy else None
+        return known | (describe_input(local) if local and local.is_file() else {})
     if not path.is_file():
         return {"name": str(source)}
     digest = hashlib.sha256()

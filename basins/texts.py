@@ -1,4 +1,4 @@
-"""Files, lists and datasets -> a list of texts."""
+"""Files, lists and datasets -> a list of texts, and what is known of each."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from basins import pocket
-from basins.errors import BasinsError, MissingExtra
+from basins import named_texts
+from basins.errors import BasinsError
+from basins.hub_rows import hub_rows
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
-BUNDLED = ("pocket-demo", "planted")
 POSSIBLE = (
     f"a file ({', '.join(SUFFIXES)}; all but parquet also with .gz), a list of strings, a Hugging Face dataset "
-    f'("name", "name:config" or "name:config:split"), {", ".join(map(repr, BUNDLED))}'
+    f'("name", "name:config" or "name:config:split"), or one of {", ".join(map(repr, named_texts.NAMED))}, each also '
+    'as "NAME:FILE" for a local copy'
 )
 
 
@@ -24,9 +25,10 @@ def read_texts(source: str | Path | list[str], column: str = "text", limit: int 
     """The texts of `source`, in its order; at most the first `limit`.
 
     `source`: a .txt file (UTF-8, one document a line), .jsonl (one object a line), .csv, .parquet, any but the last
-    also gzipped (.txt.gz); a list of strings; "pocket-demo" (`basins.pocket.demo_text()`) or "planted" (the texts of
-    `basins.pocket.passages()`, in that order, controls included); a Hugging Face dataset as "name", "name:config" or
-    "name:config:split" (split "train" unless said; with a `limit`, only that much is downloaded).
+    also gzipped (.txt.gz); a list of strings; a dataset with a name of its own (`basins.named_texts.NAMED`: "wikitext",
+    "wikitext-2", "ptb", "ud-ewt", "sst2", "shakespeare", and "planted" and "pocket-demo", which ship with basins), or a
+    local copy of it as "sst2:FILE"; any other Hugging Face dataset as "name", "name:config" or "name:config:split"
+    (split "train" unless said; with a `limit`, only that much is downloaded).
     `column`: the field with the text, in .jsonl, .csv, .parquet and datasets.
 
     Blank lines of a .txt and blank rows of a dataset separate documents and are skipped. Anywhere else an empty text is
@@ -39,10 +41,8 @@ def read_texts(source: str | Path | list[str], column: str = "text", limit: int 
         texts = check_texts(source, "texts[{}]")
     elif not isinstance(source, str | Path):
         raise BasinsError(f"The source of texts is a {type(source).__name__}. Possible: {POSSIBLE}.")
-    elif source == "pocket-demo":
-        texts = pocket.demo_text()
-    elif source == "planted":
-        texts = [passage.text for passage in pocket.passages()]
+    elif isinstance(source, str) and (named := named_texts.parse(source)):
+        texts = (text for text, _ in _named(source, *named, limit))
     elif _is_file(source):
         texts = _file_texts(Path(source).expanduser(), column)
     else:
@@ -51,6 +51,32 @@ def read_texts(source: str | Path | list[str], column: str = "text", limit: int 
     if not found:
         raise BasinsError(f"{source or 'The list of texts'} holds no text.")
     return found
+
+
+def read_labelled(
+    source: str | Path | list[str], column: str = "text", limit: int | None = None
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The texts of `read_texts`, and what is known of each: for "sst2" its label (0, 1) and sentiment, for "wikitext"
+    the article's title, for "ptb" and "ud-ewt" file or document, for "shakespeare" speaker and play, for "planted" its
+    dose. Nothing is known of the texts of other sources: their dicts are empty.
+    """
+    named = named_texts.parse(source) if isinstance(source, str) else None
+    if named is None or (limit is not None and limit < 1):
+        texts = read_texts(source, column, limit)
+        return texts, [{} for _ in texts]
+    found = list(islice(_named(str(source), *named, limit), limit))
+    if not found:
+        raise BasinsError(f"{source} holds no text.")
+    return [text for text, _ in found], [known for _, known in found]
+
+
+def _named(source: str, name: str, path: Path | None, limit: int | None) -> Iterator[named_texts.Row]:
+    rows = named_texts.rows(name, path, limit is not None)
+    try:
+        for number, (text, known) in enumerate(rows):
+            yield from ((checked, known) for checked in check_texts([text], f"{source}, text {number}"))
+    except UnicodeDecodeError as error:
+        raise BasinsError(f"{path} is not UTF-8 text ({error}). Convert it, for example with iconv.") from error
 
 
 def check_texts(texts: Iterable[Any], place: str) -> Iterator[str]:
@@ -158,32 +184,16 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
 
 
 def _dataset_texts(source: str, column: str, limit: int | None) -> Iterator[str]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise MissingExtra("datasets", "experiments") from error
-
     name, config, split = [*source.split(":"), "", ""][:3]
 
     def documents() -> Iterator[Any]:
-        rows: Any = load_dataset(name, config or None, split=split or "train", streaming=limit is not None)
-        for row in rows:
+        for row in hub_rows(name, config, split or "train", limit is not None, f"Possible: {POSSIBLE}."):
             if column not in row:
                 raise BasinsError(_no_column(source, column, row))
             if not isinstance(row[column], str) or row[column].strip():
                 yield row[column]
 
-    try:
-        yield from check_texts(documents(), f"{source}, text {{}} (the first is 0)")
-    except BasinsError:
-        raise
-    except Exception as error:  # the client raises whatever its reader, its cache and the network raise
-        raise BasinsError(
-            f"{source!r} is not a file here, and as a Hugging Face dataset it could not be read: "
-            f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]} Without a network, or with "
-            "HF_HUB_OFFLINE set, only datasets in the local cache load: download it once while online, or pass a file. "
-            f"Possible: {POSSIBLE}."
-        ) from error
+    yield from check_texts(documents(), f"{source}, text {{}} (the first is 0)")
 
 
 def _no_column(place: str, column: str, columns: Iterable[str]) -> str:

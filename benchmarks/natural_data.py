@@ -18,6 +18,8 @@ from pathlib import Path
 
 from pocket_data import runs
 
+from basins.named_texts import wikitext_joined as joined
+
 OUT = Path(__file__).parents[1] / "basins" / "natural" / "files" / "passages.jsonl"
 RUN = 8
 Row = dict[str, str]
@@ -55,15 +57,6 @@ def pairs(file: Path) -> list[Row]:
         if not {row["id"], row["match"]} & NOT_COPIED.keys():
             kept.append(row)
     return kept
-
-
-def joined(tokens: str) -> str:
-    """WikiText's tokens as text."""
-    text = tokens.replace(" @-@ ", "-").replace(" @,@ ", ",").replace(" @.@ ", ".")
-    text = re.sub(r" ([,.;:!?)\]])", r"\1", text)
-    text = re.sub(r"([(\[]) ", r"\1", text)
-    text = re.sub(r'" (.*?) "', r'"\1"', text)
-    return re.sub(r" '(s|t|re|ve|ll|d|m)\b", r"'\1", text).strip()
 
 
 def articles(file: Path) -> dict[str, list[str]]:

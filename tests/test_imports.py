@@ -15,8 +15,12 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 
 # Data flows one way: a file imports only from rows above its own. A folder is one name: its files share its row.
 ROWS = [
-    ["errors", "settings", "progress", "folders", "precision"],
-    ["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
+    ["errors", "settings", "progress", "folders", "precision", "quotes"],
+    [
+        *["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
+        # Words with tags, and the model's tokens that they come in.
+        *["words", "conllu", "nltk_words", "tagged_texts", "alignment", "hub_rows", "named_texts"],
+    ],
     [
         *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
         *["rerun", "hooked_transformer", "patching", "selfcheck", "core", "block_parts"],
@@ -33,7 +37,7 @@ ROWS = [
         *["continuation", "kv_cache", "labels"],
         *["dimension", "aggregates", "baselines"],
         *["logistic", "cross_validation", "blind", "matching", "added_value"],
-        *["finetuning", "model_copy", "controlled", "quotes", "natural"],
+        *["finetuning", "model_copy", "controlled", "natural"],
     ],
     ["experiments"],
     [
@@ -44,13 +48,15 @@ ROWS = [
         "experiment_runs",
         "importance_plots",
         "importance_view",
+        "linguistic_plots",
+        "linguistic_view",
         "memorization_plots",
         "memorization_view",
         "layers_plots",
         "layers_view",
     ],
     ["report", "cluster", "console", "demo", "doctor", "studies"],
-    ["cli", "experiment_commands", "layers_command", "study_command"],
+    ["cli", "experiment_commands", "layers_command", "linguistic_command", "study_command"],
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 
@@ -64,6 +70,20 @@ WITHIN_A_ROW = {
     ("models", "wrap"),
     ("gguf_files", "load_errors"),
     ("corpus", "texts"),
+    ("texts", "hub_rows"),
+    ("texts", "named_texts"),
+    ("named_texts", "conllu"),
+    ("named_texts", "hub_rows"),
+    ("named_texts", "nltk_words"),
+    ("tagged_texts", "named_texts"),
+    ("conllu", "words"),
+    ("nltk_words", "words"),
+    ("tagged_texts", "conllu"),
+    ("tagged_texts", "nltk_words"),
+    ("tagged_texts", "texts"),
+    ("tagged_texts", "words"),
+    ("alignment", "corpus"),
+    ("alignment", "words"),
     ("neighbors", "indexes"),
     ("neighbors", "half_search"),
     ("indexes", "half_search"),
@@ -130,6 +150,8 @@ WITHIN_A_ROW = {
     ("scorer", "sources"),
     ("scorer", "transition"),
     ("cli", "experiment_commands"),
+    ("cli", "linguistic_command"),
+    ("linguistic_command", "experiment_commands"),
     ("cli", "study_command"),
     ("study_command", "experiment_commands"),
     ("cli", "layers_command"),
@@ -137,6 +159,9 @@ WITHIN_A_ROW = {
     ("experiment_runs", "plots"),
     ("experiment_runs", "runs"),
     ("importance_plots", "plots"),
+    ("linguistic_plots", "plots"),
+    ("linguistic_view", "importance_view"),
+    ("linguistic_view", "tokens_view"),
     ("memorization_plots", "plots"),
     ("memorization_view", "importance_view"),
     ("layers_plots", "plots"),
@@ -149,7 +174,7 @@ WITHIN_A_ROW = {
 }
 
 # The shipped models import nothing of basins but its errors, and only these use them.
-POCKET_USERS = {"models", "corpus", "texts", "demo", "doctor", "cli", "experiments"}
+POCKET_USERS = {"models", "corpus", "named_texts", "tagged_texts", "demo", "doctor", "cli", "experiments"}
 
 HEAVY = ["faiss", "matplotlib", "circuitsvis", "datasets", "nltk", "ray", "sklearn", "scipy", "statsmodels", "wandb"]
 HEAVY.append("rapidfuzz")

@@ -7,6 +7,16 @@ found.save("runs/importance")
 
 from basins.experiments.importance import Importance, importance
 from basins.experiments.layers import Layers, layers
+from basins.experiments.linguistic import Linguistic, linguistic
 from basins.experiments.memorization import Memorization, memorization
 
-__all__ = ["Importance", "Layers", "Memorization", "importance", "layers", "memorization"]
+__all__ = [
+    "Importance",
+    "Layers",
+    "Linguistic",
+    "Memorization",
+    "importance",
+    "layers",
+    "linguistic",
+    "memorization",
+]

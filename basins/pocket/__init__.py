@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,27 @@ def passages() -> list[Passage]:
 def demo_text() -> list[str]:
     """Paragraphs of the held-out book that share no passage with `passages()`: ordinary text, new to the models."""
     return (FILES / "demo.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The words of a paragraph of `demo_text()`: their characters, their tags, the number of each one's sentence."""
+
+    spans: tuple[tuple[int, int], ...]
+    tags: tuple[str, ...]
+    sentences: tuple[int, ...]
+
+
+def demo_tags() -> list[Tags]:
+    """The words of each paragraph of `demo_text()` with tags of the universal tagset: automatic ones, not gold."""
+    found = []
+    with open(FILES / "demo_tags.jsonl", encoding="ascii") as lines:
+        for row in map(json.loads, lines):
+            spans = tuple((start, start + n) for start, n in zip(row["starts"], row["lengths"], strict=True))
+            firsts = set(row["sentences"][1:])
+            sentences = tuple(accumulate(int(word in firsts) for word in range(len(spans))))
+            found.append(Tags(spans, tuple(row["tags"].split()), sentences))
+    return found
 
 
 def load(name: str) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
