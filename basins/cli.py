@@ -151,7 +151,8 @@ def score(
         str,
         typer.Option(
             help="A .txt (one document a line), .jsonl, .csv or .parquet file, a Hugging Face dataset "
-            '("name", "name:config", "name:config:split"), "pocket-demo" or "planted".'
+            '("name", "name:config", "name:config:split"), or a name known here ("wikitext", "sst2", "planted", ...; '
+            '"sst2:FILE" is a local copy).'
         ),
     ],
     out: Annotated[Path, typer.Option(help="A new run folder.")],

@@ -189,4 +189,3 @@ def test_a_run_records_the_licence(tmp_path):
     assert found["licence"] == NAMED["sst2"].licence
     assert found["bytes"] == 7
     assert describe_input("planted") == {"name": "planted", "licence": "public domain"}
-    assert describe_input("owner/name") == {"name": "owner/name"}

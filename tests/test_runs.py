@@ -175,7 +175,8 @@ def test_other_folders_are_no_runs(tmp_path):
 
 
 def test_a_dataset_is_described_by_its_name(tmp_path):
-    assert describe_input("pocket-demo") == {"name": "pocket-demo"}
+    assert describe_input("owner/name") == {"name": "owner/name"}
+    assert describe_input("pocket-demo") == {"name": "pocket-demo", "licence": "public domain"}
 
 
 def test_results_without_some_settings_are_written_too(tmp_path):
