@@ -1,0 +1,315 @@
+"""Does a finding survive the method's own choices, and do nulls show it too?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from basins.errors import BasinsError
+from basins.experiments.finding import Finding
+from basins.experiments.frames import where
+from basins.experiments.loaded import load_models
+from basins.experiments.primary import MODERATE_P, PRIMARY, SCORER, in_words
+from basins.experiments.robustness_nulls import nulls
+from basins.experiments.robustness_subject import Subject, read_measure, subject
+from basins.experiments.robustness_tokens import noise_share, test_tokens
+from basins.experiments.robustness_variations import DEFAULT, HALVES, samples, vary
+from basins.experiments.robustness_words import THRESHOLDS, judge_nulls, read_out, verdict
+from basins.experiments.score_store import ScoreStore
+from basins.experiments.sequences import sequences
+from basins.experiments.token_columns import KEY, join
+from basins.lens import check_layers, fingerprint
+from basins.scores import BasinScores
+from basins.settings import versions, whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QUESTION = "Does a finding survive the method's own choices, and do nulls show it too?"
+# What is left in to see what its removal takes.
+REMOVED = {"density": ("density",), "frequency and position": ("log_frequency", "position", "position_bend")}
+
+
+@dataclass(frozen=True, repr=False)
+class Robustness(Finding):
+    """What the experiment found. Every table is tidy; `reading` says it in a paragraph.
+
+    `effects`: the finding (rank correlation of each score with the measure, confounds removed) by default and under
+    every variation; rows of kind "default", "setting", "text" and "left in" (a confound that is not removed).
+    `agreement`: Spearman's rho of token scores with the default's, a row a variation and layer. `nulls`: a row a null
+    at the finding's layer. `null_effects`, `spreads`: each null at every layer, and how far relative scores spread.
+    `token_tests`: tokens against 999 transplanted scores, with their jackknife error. `curve`: the finding across
+    layers. `verdicts`: one row.
+    """
+
+    effects: pd.DataFrame
+    agreement: pd.DataFrame
+    nulls: pd.DataFrame
+    null_effects: pd.DataFrame
+    spreads: pd.DataFrame
+    token_tests: pd.DataFrame
+    curve: pd.DataFrame
+    verdicts: pd.DataFrame
+    tokens: Mapping[str, pd.DataFrame] = field(repr=False)
+    scores: Mapping[str, BasinScores] = field(repr=False)
+    reading: str
+    grade: str
+    settings: dict[str, Any] = field(repr=False)
+
+    def summary_tables(self) -> dict[str, pd.DataFrame]:
+        """Title -> the tables that a terminal shows."""
+        row = self.verdicts.iloc[0]
+        name = next(iter(self.settings["models"]))
+        varied = where(self.effects, model=name, layer=row["layer"], score=PRIMARY)
+        agreement: Any = where(self.agreement, model=name)
+        ranks = agreement.groupby("variation", sort=False)[["relative", "update", "raw"]].median()
+        shown = varied[["variation", "effect", "low", "high"]].merge(
+            ranks.reset_index(), how="left", on="variation", validate="many_to_one"
+        )
+        nulls = self.nulls[["null", "effect", "low", "high", "spread_of_default", "rho_raw_density", "shows"]]
+        columns = ["name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "flags"]
+        return {
+            "The finding": self.verdicts[columns],
+            "Under every variation: effect, and median rank correlation of token scores with the default's": shown,
+            "Under every null": nulls,
+        }
+
+
+def robustness(
+    model: Any = "pocket",
+    *,
+    second_model: Any = "auto",
+    texts: list[str] | str | None = None,
+    limit: int | None = None,
+    measure: str | pd.DataFrame = "loss",
+    layer: int | None = None,
+    layers: Any = None,
+    max_length: int = 128,
+    sample_rows: int | None = 24,
+    weight_draws: int = 3,
+    tested_tokens: int = 20,
+    n_draws: int = 999,
+    k: int = SCORER["k"],
+    n_resamples: int = 200,
+    n_permutations: int = 1000,
+    seed: int = 0,
+    store: ScoreStore | None = None,
+) -> Robustness:
+    """One finding under every choice of the method, under nulls, on other text and on a second model.
+
+    The finding is the rank correlation of the relative re-run score with `measure` at `layer`, the other confounds
+    removed. Variations change one setting at a time and are run at three layers (the finding's, and two at a quarter
+    and three quarters of the depth); nulls at all `layers`. See `basins.nulls` for the nulls.
+
+    Args:
+        model: a loaded TransformerLens model, or what `basins.load_model` takes.
+        second_model: the model of the replication, None for none; "auto": pocket-mini for pocket, else none.
+        texts: a list of texts, or what `basins.corpus.read_texts` takes; None: the held-out book shipped with basins.
+        limit: only so many of the texts.
+        measure: "loss", "log_frequency", "position", or a frame with sequence, position, perhaps layer, and one column
+            of values of any name (0/1 for a contrast). Sequences are numbered as in
+            `basins.experiments.sequences.sequences(model, texts, max_length, limit)`.
+        layer: the finding's transition; None: the one with the largest effect by default.
+        layers: transitions of the first model; None: all.
+        max_length: tokens in a row; longer texts are cut into several.
+        sample_rows: rows that are scored, spread over the texts; None: all. The others are the "other text".
+        weight_draws: models with random weights.
+        tested_tokens, n_draws: tokens a layer that get a p-value, and transplanted scores for each.
+        k: neighbours a token.
+        n_resamples, n_permutations: of the intervals, and of the tests.
+        seed: of every random choice. The same seed gives the same tables.
+        store: scores computed before, or None.
+
+    Raises BasinsError where the texts are too few, or a setting is off.
+    """
+    for name, value, least in (("weight_draws", weight_draws, 1), ("tested_tokens", tested_tokens, 1)):
+        whole(name, value, least, "it sizes a null.")
+    whole("n_draws", n_draws, 39, "with fewer draws no two-sided p-value is below 0.05.")
+    if sample_rows is not None:
+        whole("sample_rows", sample_rows, 4, "neighbours come from other sequences.")
+    compared = read_measure(measure)
+    loaded = load_models(model, second_model)
+    store = store or ScoreStore()
+    analysis: dict[str, Any] = SCORER | {"k": k, "seed": seed}
+    statistics: dict[str, Any] = {"n_resamples": n_resamples, "n_permutations": n_permutations, "seed": seed}
+    name, first = next(iter(loaded.items()))
+    rows = sequences(first, texts, max_length, limit)
+    wanted = check_layers(first, layers)
+    everything = torch.arange(len(rows.batch))
+    pick = everything if sample_rows is None else rows.sample(sample_rows, seed)
+    of = subject(first, rows, pick, wanted, compared, analysis, statistics, store)
+    default = of.score()
+    frame = of.frame(default)
+    effects = of.effects(frame)
+    at = _layer(effects, first, layer)
+    row: dict[str, Any] = where(effects, layer=at, score=PRIMARY).iloc[0].to_dict()
+    few = _few_layers(wanted, at)
+    agreement, varied = vary(of, default, few)
+    null_effects, spreads = nulls(of, default, weight_draws)
+    tests = test_tokens(of, default, few, tested_tokens, n_draws)
+    left_in = {
+        said: of.effects(frame, [at], [c for c in compared.confounds if c not in out]) for said, out in REMOVED.items()
+    }
+    parts = [effects.assign(model=name, variation=DEFAULT, kind="default"), varied.assign(model=name)]
+    parts += [
+        part.assign(model=name, variation=f"{said} left in", kind="left in") for said, part in left_in.items()
+    ]
+    frames, scores = {name: _with_tests(frame, tests)}, {name: default}
+    models = {name: _about(of)}
+    second: pd.DataFrame | None = None
+    for other, one in list(loaded.items())[1:]:
+        replica = _replica(of, one, texts, max_length, limit, sample_rows)
+        models[other] = {"not_run": replica} if isinstance(replica, str) else _about(replica)
+        if isinstance(replica, str):
+            continue
+        scores[other] = replica.score()
+        frames[other] = replica.frame(scores[other])
+        second, said = _second(replica, frames[other])
+        parts.append(said.assign(model=other))
+    import pandas as pd
+
+    noise = noise_share(tests, frame, at)
+    tables: dict[str, Any] = {
+        "effects": _front(pd.concat(parts, ignore_index=True), "model", "variation", "kind"),
+        "agreement": _front(agreement.assign(model=name), "model"),
+        "nulls": judge_nulls(null_effects, spreads, row["effect"], at),
+        "null_effects": null_effects,
+        "spreads": spreads,
+        "token_tests": tests,
+    }
+    removed = {said: where(part, score=PRIMARY).iloc[0].to_dict() for said, part in left_in.items()}
+    at_layer = where(varied, layer=at, score=PRIMARY)
+    hypothesis = f"relative score and {compared.name}"
+    judged = verdict(hypothesis, row, at_layer, tables["nulls"], removed, noise, second)
+    settings = {
+        "experiment": "robustness",
+        "question": QUESTION,
+        "primary": f"{PRIMARY} re-run score ({in_words(analysis)})",
+        "thresholds": THRESHOLDS,
+        "curve": f"rank correlation of the relative score with {compared.name}, confounds removed",
+        "measure": compared.name,
+        "confounds": compared.confounds,
+        "layer": at,
+        "layer_chosen": layer is None,
+        "varied_layers": list(few),
+        "max_length": max_length,
+        "limit": limit,
+        "sample_rows": sample_rows,
+        "weight_draws": weight_draws,
+        "tested_tokens": tested_tokens,
+        "n_draws": n_draws,
+        "noise_share": noise,
+        **statistics,
+        "models": models,
+        "versions": versions(),
+    }
+    reading = read_out(tables, judged, settings, noise)
+    curve = _curve(tables["effects"], null_effects, name)
+    return Robustness(
+        **tables,
+        curve=curve,
+        verdicts=judged,
+        tokens=frames,
+        scores=scores,
+        reading=reading,
+        grade=judged["grade"].iloc[0],
+        settings=settings,
+    )
+
+
+def _layer(effects: Any, model: Any, layer: int | None) -> int:
+    """The finding's layer: the one given, or where the relative score's effect is largest."""
+    if layer is not None:
+        chosen = check_layers(model, layer)[0]
+        if chosen in set(effects["layer"]):
+            return chosen
+        raise BasinsError(
+            f"layer={layer} has no effect to defend: it is not among `layers`, or fewer than half of its tokens can be "
+            f"compared. Possible: {', '.join(str(one) for one in effects['layer'].unique())}."
+        )
+    sizes = where(effects, score=PRIMARY).set_index("layer")["effect"].abs().dropna()
+    if sizes.empty:
+        raise BasinsError("no layer has an effect: the measure or the scores are constant, or confounds explain them.")
+    return int(sizes.idxmax())
+
+
+def _few_layers(layers: tuple[int, ...], at: int) -> tuple[int, ...]:
+    return tuple(sorted({at, layers[len(layers) // 4], layers[3 * len(layers) // 4]}))
+
+
+def _replica(
+    of: Subject, model: Any, texts: Any, max_length: int, limit: int | None, sample_rows: int | None
+) -> Subject | str:
+    """The same text under the second model; or why its finding cannot be compared."""
+    rows = sequences(model, texts, max_length, limit)
+    column = of.measure.column
+    if column is not None and "layer" in column:
+        return f"{of.measure.name} was given for layers of the first model"
+    if column is not None and not rows.tokens.equal(of.rows.tokens):
+        return f"{of.measure.name} was given for the first model's tokens, and the second model's differ"
+    seed = of.statistics["seed"]
+    pick = torch.arange(len(rows.batch)) if sample_rows is None else rows.sample(sample_rows, seed)
+    layers = check_layers(model, None)
+    return subject(model, rows, pick, layers, of.measure, of.analysis, of.statistics, of.store)
+
+
+def _second(of: Subject, frame: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(relative effects at every layer with `halves`, all effects): the default and both halves of the text."""
+    import pandas as pd
+
+    default = of.effects(frame)
+    parts = [default.assign(variation=DEFAULT, kind="default")]
+    held = where(default, score=PRIMARY).set_index("layer")
+    both = held["effect"].notna()
+    found = samples(of)
+    for half in HALVES:
+        if half not in found:
+            both &= False
+            continue
+        effects = of.effects(of.frame(of.score(rows=found[half]), rows=found[half]))
+        parts.append(effects.assign(variation=half, kind="text"))
+        here = where(effects, score=PRIMARY).set_index("layer").reindex(held.index)
+        both &= (here["effect"] * held["effect"] > 0) & (here["p"] < MODERATE_P)
+    return held.assign(halves=both).reset_index(), pd.concat(parts, ignore_index=True)
+
+
+def _with_tests(frame: Any, tests: Any) -> Any:
+    """The tokens with what was tested of some of them."""
+    return join(frame, tests[[*KEY, "se", "null_median", "p", "p_corrected"]])
+
+
+def _about(of: Subject) -> dict[str, Any]:
+    mask = of.rows.mask[of.pick]
+    return {
+        "model_fingerprint": fingerprint(of.model),
+        "n_layers": len(of.model.blocks),
+        "sequences": len(of.pick),
+        "scored_tokens": int(mask.sum()),
+        "clusters": int(of.rows.cluster[of.pick].unique().numel()),
+        "cluster": of.rows.unit,
+        "layers": list(of.layers),
+    }
+
+
+def _front(frame: Any, *first: str) -> Any:
+    return frame[[*first, *[name for name in frame if name not in first]]]
+
+
+def _curve(effects: Any, null_effects: Any, name: str) -> pd.DataFrame:
+    """The finding across layers, of both models and under every null; of random weights the range over the draws."""
+    import pandas as pd
+
+    own = where(effects, kind="default", score=PRIMARY)
+    columns = ["model", "layer", "line", "estimate", "low", "high"]
+    parts = [own.assign(line="relative", estimate=own["effect"])[columns]]
+    for null, rows in where(null_effects, score=PRIMARY).groupby("null", sort=False):
+        grouped = rows.groupby("layer")
+        several = rows["draw"].nunique() > 1
+        low, high = ("effect", "effect") if several else ("low", "high")
+        line = pd.DataFrame({"estimate": grouped["effect"].median(), "low": grouped[low].min()})
+        line = line.assign(high=grouped[high].max(), line=null, model=name).reset_index()
+        parts.append(line[columns])
+    return pd.concat(parts, ignore_index=True)
