@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
+from basins import robustness_command  # noqa: F401  (registers its command)
 from basins.console import (
     dose_tables,
     layer_table,

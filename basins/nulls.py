@@ -1,12 +1,12 @@
-"""What a score would be if the neighbours were not the nearest: other states, other directions, another order of tokens.
+"""What a score would be if the neighbours were not the nearest: other states, directions, order.
 
 Three nulls keep the token's place and context and replace its k neighbours; each says what the nearest neighbours add:
 
-random neighbours   k states drawn among those that the neighbour rule allows: is it about being near?
-transplanted        another token's displacements x_j' - x', all scaled by one number so that the mean squared distance
-                    to the token is that of its own neighbours: is it about this token's own directions?
-isotropic           Gaussian displacements in all directions, scaled so that V_in is that of the token's own neighbours:
-                    is it about the directions in which text varies at all?
+random neighbours: k states drawn among those that the neighbour rule allows. Is it about being near?
+transplanted displacements: another token's x_j' - x', all scaled by one number so that the mean squared distance to the
+token is that of its own neighbours. Is it about this token's own directions?
+isotropic displacements: Gaussian in all directions, scaled so that V_in is that of the token's own neighbours. Is it
+about the directions in which text varies at all?
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from basins.neighbors import TokenTable, table_of
 from basins.pushing import Place, places
 from basins.scores import LEAST_DISTINCT, BasinScores, variance
 
-NULLS = ("random neighbours", "transplanted", "isotropic")
+RANDOM_NEIGHBORS, TRANSPLANTED, ISOTROPIC = NULLS = (
+    "random neighbours",
+    "transplanted displacements",
+    "isotropic displacements",
+)
 FLOATS_AT_ONCE = 2**24
 PAIRS_AT_ONCE = 2**23
 
@@ -41,7 +45,7 @@ def null_scores(
 ) -> dict[str, BasinScores]:
     """Null -> scores of the same tokens at the same layers, in the same settings as `scores`, which were of `tokens`.
 
-    `neighbor_ids` are those drawn (of the transplanted null the donor's, of the isotropic one -1), distances those of
+    `neighbor_ids` are those drawn (transplanted: the donor's; isotropic: -1), distances those of
     the displaced states, `n_distinct` that of the observed neighbours. A token and layer without an observed score has
     none here either. The draws of a layer depend on `seed` and the layer alone.
     """
@@ -96,21 +100,22 @@ def _measure(
     """Variances, ids and distances of one null at one layer, a row a token."""
     states = place.states.flatten(0, 1)
     queries = (ids[:, 0] >= 0).nonzero()[:, 0]
-    drawn = torch.full_like(ids, -1)
-    if null == "random neighbours":
+    drawn, donor = torch.full_like(ids, -1), queries
+    if null == RANDOM_NEIGHBORS:
         drawn = random_neighbors(table, ids.shape[1], settings["neighbors"], settings["include_self"], draws)
         drawn = drawn.masked_fill((ids[:, :1] < 0), -1)
-    elif null == "transplanted":
-        drawn[queries] = ids[(donor := other_token(queries, eligible, draws))]
+    elif null == TRANSPLANTED:
+        donor = other_token(queries, eligible, draws)
+        drawn[queries] = ids[donor]
     rows = states.shape[0]
     found = {name: states.new_full((rows,), float("nan")) for name in ("var_in", "var_out", "var_update")}
     distances = states.new_full(ids.shape, float("nan"))
     step = max(1, FLOATS_AT_ONCE // (ids.shape[1] * states.shape[1]))
     for start in range(0, len(queries), step):
         some = queries[start : start + step]
-        if null == "random neighbours":
+        if null == RANDOM_NEIGHBORS:
             cloud = states[drawn[some]]
-        elif null == "transplanted":
+        elif null == TRANSPLANTED:
             cloud = transplanted(states, ids, some, donor[start : start + step])
         else:
             cloud = isotropic(states[some], states[ids[some]], draws)

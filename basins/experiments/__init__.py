@@ -8,5 +8,6 @@ found.save("runs/importance")
 from basins.experiments.importance import Importance, importance
 from basins.experiments.layers import Layers, layers
 from basins.experiments.memorization import Memorization, memorization
+from basins.experiments.robustness import Robustness, robustness
 
-__all__ = ["Importance", "Layers", "Memorization", "importance", "layers", "memorization"]
+__all__ = ["Importance", "Layers", "Memorization", "Robustness", "importance", "layers", "memorization", "robustness"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -12,16 +12,17 @@ from basins.errors import BasinsError
 from basins.experiments.finding import Finding
 from basins.experiments.frames import where
 from basins.experiments.loaded import load_models
-from basins.experiments.primary import MODERATE_P, PRIMARY, SCORER, in_words
+from basins.experiments.primary import PRIMARY, SCORER, in_words
 from basins.experiments.robustness_nulls import nulls
-from basins.experiments.robustness_subject import Subject, read_measure, subject
-from basins.experiments.robustness_tokens import noise_share, test_tokens
-from basins.experiments.robustness_variations import DEFAULT, HALVES, samples, vary
+from basins.experiments.robustness_replica import about, replica, replicated
+from basins.experiments.robustness_subject import read_measure, subject
+from basins.experiments.robustness_tokens import noise_share, token_table
+from basins.experiments.robustness_variations import DEFAULT, vary
 from basins.experiments.robustness_words import THRESHOLDS, judge_nulls, read_out, verdict
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import sequences
 from basins.experiments.token_columns import KEY, join
-from basins.lens import check_layers, fingerprint
+from basins.lens import check_layers
 from basins.scores import BasinScores
 from basins.settings import versions, whole
 
@@ -61,7 +62,7 @@ class Robustness(Finding):
 
     def summary_tables(self) -> dict[str, pd.DataFrame]:
         """Title -> the tables that a terminal shows."""
-        row = self.verdicts.iloc[0]
+        row, judged = self.verdicts.iloc[0], cast("Any", self.verdicts)
         name = next(iter(self.settings["models"]))
         varied = where(self.effects, model=name, layer=row["layer"], score=PRIMARY)
         agreement: Any = where(self.agreement, model=name)
@@ -69,10 +70,12 @@ class Robustness(Finding):
         shown = varied[["variation", "effect", "low", "high"]].merge(
             ranks.reset_index(), how="left", on="variation", validate="many_to_one"
         )
-        nulls = self.nulls[["null", "effect", "low", "high", "spread_of_default", "rho_raw_density", "shows"]]
+        nulls = cast("Any", self.nulls)[
+            ["null", "effect", "low", "high", "spread_of_default", "rho_raw_density", "shows"]
+        ]
         columns = ["name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "flags"]
         return {
-            "The finding": self.verdicts[columns],
+            "The finding": judged[columns],
             "Under every variation: effect, and median rank correlation of token scores with the default's": shown,
             "Under every null": nulls,
         }
@@ -149,25 +152,23 @@ def robustness(
     few = _few_layers(wanted, at)
     agreement, varied = vary(of, default, few)
     null_effects, spreads = nulls(of, default, weight_draws)
-    tests = test_tokens(of, default, few, tested_tokens, n_draws)
+    tests = token_table(of, default, few, tested_tokens, n_draws)
     left_in = {
         said: of.effects(frame, [at], [c for c in compared.confounds if c not in out]) for said, out in REMOVED.items()
     }
     parts = [effects.assign(model=name, variation=DEFAULT, kind="default"), varied.assign(model=name)]
-    parts += [
-        part.assign(model=name, variation=f"{said} left in", kind="left in") for said, part in left_in.items()
-    ]
+    parts += [part.assign(model=name, variation=f"{said} left in", kind="left in") for said, part in left_in.items()]
     frames, scores = {name: _with_tests(frame, tests)}, {name: default}
-    models = {name: _about(of)}
+    models = {name: about(of)}
     second: pd.DataFrame | None = None
     for other, one in list(loaded.items())[1:]:
-        replica = _replica(of, one, texts, max_length, limit, sample_rows)
-        models[other] = {"not_run": replica} if isinstance(replica, str) else _about(replica)
-        if isinstance(replica, str):
+        again = replica(of, one, texts, max_length, limit, sample_rows)
+        models[other] = {"not_run": again} if isinstance(again, str) else about(again)
+        if isinstance(again, str):
             continue
-        scores[other] = replica.score()
-        frames[other] = replica.frame(scores[other])
-        second, said = _second(replica, frames[other])
+        scores[other] = again.score()
+        frames[other] = again.frame(scores[other])
+        second, said = replicated(again, frames[other])
         parts.append(said.assign(model=other))
     import pandas as pd
 
@@ -240,58 +241,9 @@ def _few_layers(layers: tuple[int, ...], at: int) -> tuple[int, ...]:
     return tuple(sorted({at, layers[len(layers) // 4], layers[3 * len(layers) // 4]}))
 
 
-def _replica(
-    of: Subject, model: Any, texts: Any, max_length: int, limit: int | None, sample_rows: int | None
-) -> Subject | str:
-    """The same text under the second model; or why its finding cannot be compared."""
-    rows = sequences(model, texts, max_length, limit)
-    column = of.measure.column
-    if column is not None and "layer" in column:
-        return f"{of.measure.name} was given for layers of the first model"
-    if column is not None and not rows.tokens.equal(of.rows.tokens):
-        return f"{of.measure.name} was given for the first model's tokens, and the second model's differ"
-    seed = of.statistics["seed"]
-    pick = torch.arange(len(rows.batch)) if sample_rows is None else rows.sample(sample_rows, seed)
-    layers = check_layers(model, None)
-    return subject(model, rows, pick, layers, of.measure, of.analysis, of.statistics, of.store)
-
-
-def _second(of: Subject, frame: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(relative effects at every layer with `halves`, all effects): the default and both halves of the text."""
-    import pandas as pd
-
-    default = of.effects(frame)
-    parts = [default.assign(variation=DEFAULT, kind="default")]
-    held = where(default, score=PRIMARY).set_index("layer")
-    both = held["effect"].notna()
-    found = samples(of)
-    for half in HALVES:
-        if half not in found:
-            both &= False
-            continue
-        effects = of.effects(of.frame(of.score(rows=found[half]), rows=found[half]))
-        parts.append(effects.assign(variation=half, kind="text"))
-        here = where(effects, score=PRIMARY).set_index("layer").reindex(held.index)
-        both &= (here["effect"] * held["effect"] > 0) & (here["p"] < MODERATE_P)
-    return held.assign(halves=both).reset_index(), pd.concat(parts, ignore_index=True)
-
-
 def _with_tests(frame: Any, tests: Any) -> Any:
     """The tokens with what was tested of some of them."""
     return join(frame, tests[[*KEY, "se", "null_median", "p", "p_corrected"]])
-
-
-def _about(of: Subject) -> dict[str, Any]:
-    mask = of.rows.mask[of.pick]
-    return {
-        "model_fingerprint": fingerprint(of.model),
-        "n_layers": len(of.model.blocks),
-        "sequences": len(of.pick),
-        "scored_tokens": int(mask.sum()),
-        "clusters": int(of.rows.cluster[of.pick].unique().numel()),
-        "cluster": of.rows.unit,
-        "layers": list(of.layers),
-    }
 
 
 def _front(frame: Any, *first: str) -> Any:
@@ -307,7 +259,7 @@ def _curve(effects: Any, null_effects: Any, name: str) -> pd.DataFrame:
     parts = [own.assign(line="relative", estimate=own["effect"])[columns]]
     for null, rows in where(null_effects, score=PRIMARY).groupby("null", sort=False):
         grouped = rows.groupby("layer")
-        several = rows["draw"].nunique() > 1
+        several = rows["draw"].max() > 0
         low, high = ("effect", "effect") if several else ("low", "high")
         line = pd.DataFrame({"estimate": grouped["effect"].median(), "low": grouped[low].min()})
         line = line.assign(high=grouped[high].max(), line=null, model=name).reset_index()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.robustness_subject import Subject
-from basins.nulls import NULLS, null_scores, shuffled_order
+from basins.nulls import ISOTROPIC, NULLS, RANDOM_NEIGHBORS, TRANSPLANTED, null_scores, shuffled_order
 from basins.progress import progress
 from basins.random_weights import random_weights
 from basins.scores import BasinScores
@@ -19,9 +19,9 @@ ALL_NULLS = (RANDOM, SHUFFLED, *NULLS)
 MEANINGS = {
     RANDOM: "the architecture alone gives it, whatever was learnt",
     SHUFFLED: "it is about which tokens stand in the text, not about their order",
-    "random neighbours": "any states in the token's place give it: it is about the place, not about what is near",
-    "transplanted": "other tokens' directions give it: the block contracts there whatever the displacement",
-    "isotropic": "directions that text never takes give it: the block contracts there in every direction",
+    RANDOM_NEIGHBORS: "any states in the token's place give it: it is about the place, not about what is near",
+    TRANSPLANTED: "other tokens' directions give it: the block contracts there whatever the displacement",
+    ISOTROPIC: "directions that text never takes give it: the block contracts there in every direction",
 }
 
 

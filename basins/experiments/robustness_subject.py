@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +71,22 @@ def read_measure(measure: str | pd.DataFrame) -> Measure:
     keys = [key for key in KEY if key in columns]
     if measure.duplicated(keys).any():
         raise BasinsError(f"measure has several rows for one ({', '.join(keys)}). Pass one value a token.")
-    return Measure(name, measure[[*keys, values[0]]].rename(columns={values[0]: name}))
+    column: Any = measure[[*keys, values[0]]]
+    return Measure(name, column.set_axis([*keys, name], axis=1))
+
+
+def load_measure(path: str | Path) -> pd.DataFrame:
+    """A frame for `read_measure` from a .csv or .parquet file."""
+    import pandas as pd
+
+    path = Path(path)
+    readers: dict[str, Any] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    if path.suffix not in readers or not path.is_file():
+        raise BasinsError(
+            f"measure {str(path)!r} is neither one of {', '.join(map(repr, MEASURES))} nor an existing .csv or .parquet "
+            "file."
+        )
+    return readers[path.suffix](path)
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ class Subject:
             raise BasinsError(f"no token has a score and a value of {self.measure.name!r}: nothing can be compared.")
         cells = correlation_grid(
             aligned[[self.measure.name]],
-            aligned[list(COMPARED)],
+            aligned[COMPARED],
             aligned[confounds],
             clusters=aligned.cluster,
             **self.statistics,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CORRECTION = "benjamini-hochberg"
 
 
-def test_tokens(
+def token_table(
     of: Subject, default: BasinScores, layers: tuple[int, ...], n_tokens: int, n_draws: int
 ) -> pd.DataFrame:
     """A row a tested token: score, jackknife error, its transplanted null, p, and p corrected within the layer.

@@ -23,8 +23,8 @@ THRESHOLDS = (
     "excludes 0 (random weights: in more than half of the draws, or if relative scores spread at least half as far, "
     "IQR, under random weights as they do). Then the finding is an artefact and at most exploratory. Flags: too noisy, "
     "if the mean squared jackknife error of the tested tokens exceeds half of the scores' variance at the layer; "
-    "explained by density, or by frequency or position, if removing it takes more than half of an effect whose interval "
-    "excludes 0."
+    "explained by density, or by frequency or position, if removing it takes more than half of an effect whose "
+    "interval excludes 0."
 )
 FLAGS = {
     "noise": "too noisy",
@@ -46,7 +46,7 @@ def judge_nulls(effects: pd.DataFrame, spreads: pd.DataFrame, default: float, la
     """A row a null at the finding's layer: its effect and spread beside those of the trained model, and `shows`."""
     import pandas as pd
 
-    own = where(spreads, null=TRAINED, layer=layer)
+    own = float(where(spreads, null=TRAINED, layer=layer)["iqr"].sum())
     rows = []
     for null in ALL_NULLS:
         draws = where(effects, null=null, layer=layer, score=PRIMARY)
@@ -54,7 +54,7 @@ def judge_nulls(effects: pd.DataFrame, spreads: pd.DataFrame, default: float, la
         if draws.empty:
             continue
         hits = [shown(row, default) for row in draws.to_dict("records")]
-        share = there["iqr"].median() / own["iqr"].item() if len(own) and len(there) else math.nan
+        share = float(there["iqr"].median()) / own if own > 0 else math.nan
         spread = null == RANDOM and share >= SHARE
         row: dict[str, Any] = {"null": null, "layer": layer, "draws": len(draws), "effect": draws["effect"].median()}
         single = len(draws) == 1
@@ -187,8 +187,8 @@ def _variation_words(varied: Any, agreement: Any, model: str, row: dict[str, Any
     ranks = where(agreement, model=model, kind="setting").groupby("variation", sort=False)[PRIMARY].median().dropna()
     if len(ranks):
         words += (
-            f" Token scores rank as by default least under {ranks.idxmin()} (median rho over layers {ranks.min():.2f}); "
-            f"half of the settings give {ranks.median():.2f} or more."
+            f" Token scores rank as by default least under {ranks.idxmin()} (median rho over layers "
+            f"{ranks.min():.2f}); half of the settings give {ranks.median():.2f} or more."
         )
     return words
 
