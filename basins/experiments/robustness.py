@@ -70,14 +70,12 @@ class Robustness(Finding):
         shown = varied[["variation", "effect", "low", "high"]].merge(
             ranks.reset_index(), how="left", on="variation", validate="many_to_one"
         )
-        nulls = cast("Any", self.nulls)[
-            ["null", "effect", "low", "high", "spread_of_default", "rho_raw_density", "shows"]
-        ]
+        under_null = ["null", "effect", "low", "high", "spread_of_default", "rho_raw_density", "shows"]
         columns = ["name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "flags"]
         return {
             "The finding": judged[columns],
             "Under every variation: effect, and median rank correlation of token scores with the default's": shown,
-            "Under every null": nulls,
+            "Under every null": cast("Any", self.nulls)[under_null],
         }
 
 

@@ -83,8 +83,8 @@ def load_measure(path: str | Path) -> pd.DataFrame:
     readers: dict[str, Any] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     if path.suffix not in readers or not path.is_file():
         raise BasinsError(
-            f"measure {str(path)!r} is neither one of {', '.join(map(repr, MEASURES))} nor an existing .csv or .parquet "
-            "file."
+            f"measure {str(path)!r} is neither one of {', '.join(map(repr, MEASURES))} nor an existing .csv or "
+            ".parquet file."
         )
     return readers[path.suffix](path)
 
