@@ -127,7 +127,9 @@ def test_random_neighbours_come_out_as_from_one_forward_pass_each(name, padding)
             sequence, position = divmod(flat, n_pos)
             ids = found.neighbor_ids[layer, sequence, position]
             assert set((ids // n_pos).tolist()) & {sequence} == set()
-            outputs = [one_forward_per_neighbour(model, tokens, mask, layer, *divmod(flat, n_pos), states[i]) for i in ids]
+            outputs = [
+                one_forward_per_neighbour(model, tokens, mask, layer, *divmod(flat, n_pos), states[i]) for i in ids
+            ]
             wanted = variance(torch.stack(outputs)[None])[0]
             assert found.var_out[layer, sequence, position] == pytest.approx(float(wanted), rel=1e-3)
             assert found.var_in[layer, sequence, position] == pytest.approx(float(variance(states[ids])), rel=1e-4)

@@ -25,7 +25,7 @@ from basins.experiments.robustness_words import judge_nulls, shown, verdict
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import sequences
 from basins.experiments.token_columns import CONFOUNDS, KEY
-from basins.nulls import null_scores
+from basins.nulls import ISOTROPIC, null_scores
 from basins.random_weights import random_weights
 from basins.scorer import BasinScorer
 
@@ -84,14 +84,6 @@ def test_every_variation_and_null_has_its_rows(found):
     assert row["second_model"] == "not run"
 
 
-def test_what_cannot_be_run_stays_as_a_row_with_its_reason(found):
-    rows = where(found.effects, variation="neighbours: same_token", score=PRIMARY)
-    assert len(rows) == 3
-    assert rows["effect"].isna().all()
-    assert rows["reason"].str.len().min() > 10
-    assert where(found.agreement, variation="neighbours: same_token")["relative"].isna().all()
-
-
 def test_agreement_and_effect_can_be_had_from_scores_by_hand(found, pocket_mini):
     """Against scores made here, ranks and least squares of NumPy."""
     from scipy.stats import rankdata, spearmanr
@@ -124,7 +116,7 @@ def test_another_eps_is_what_scoring_with_it_gives(pocket_mini):
 def test_a_planted_finding_is_kept_by_settings_and_not_shown_by_random_weights(pocket_mini, store):
     rows, pick, scores = own_scores(pocket_mini)
     made = column(scores, pick, 2)
-    made["made"] += np.random.default_rng(0).normal(size=len(made)) * made["made"].std()
+    made["made"] += 0.3 * np.random.default_rng(0).normal(size=len(made)) * made["made"].std()
     found = robustness(pocket_mini, **SMALL, measure=made, store=store)
     (row,) = found.verdicts.to_dict("records")
     assert found.settings["layer"] == row["layer"] == 2
@@ -139,21 +131,24 @@ def test_a_planted_finding_is_kept_by_settings_and_not_shown_by_random_weights(p
 
 
 def test_what_a_null_gives_is_an_artefact_with_its_name(pocket_mini, store):
+    """A measure made half of the scores and half of what they are with displacements in all directions."""
     rows, pick, scores = own_scores(pocket_mini)
     tokens, mask = rows.tokens[pick], rows.mask[pick]
-    null = null_scores(pocket_mini, tokens, mask, scores, seed=0)["isotropic displacements"]
-    found = robustness(pocket_mini, **SMALL, measure=column(null, pick, 2), layer=2, store=store)
+    null = null_scores(pocket_mini, tokens, mask, scores, seed=0)[ISOTROPIC]
+    made, other = column(scores, pick, 2), column(null, pick, 2)
+    made["made"] = made["made"].rank() + other["made"].rank()
+    found = robustness(pocket_mini, **SMALL, measure=made, layer=2, store=store)
     (row,) = found.verdicts.to_dict("records")
-    isotropic = where(found.nulls, null="isotropic displacements").iloc[0]
-    assert isotropic["effect"] > 0.9
-    assert isotropic["shows"] == (row["r"] > 0)
-    if row["r"] > 0:
-        assert "isotropic displacements" in row["nulls_that_show_it"]
-        assert "a null shows it too" in row["flags"]
-        assert "artefact" in found.reading
-        assert row["grade"] in ("exploratory", "none")
+    assert row["r"] > 0.4
+    assert where(found.nulls, null=ISOTROPIC)["shows"].all()
+    assert not where(found.nulls, null=RANDOM)["shows"].any()
+    assert ISOTROPIC in row["nulls_that_show_it"]
+    assert "a null shows it too" in row["flags"]
+    assert "artefact" in found.reading
+    assert row["grade"] == "exploratory"
 
 
+@pytest.mark.slow
 def test_a_measure_of_noise_is_no_finding(pocket_mini, store):
     rows, pick, scores = own_scores(pocket_mini)
     made = column(scores, pick, 2)
@@ -176,6 +171,7 @@ def test_the_folder_holds_everything(found, tmp_path):
     assert "A null shows the finding too" in (folder / "verdict.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_tables_and_the_model_is_left_alone(pocket_mini, found, untouched):
     with untouched(pocket_mini):
         again = robustness(pocket_mini, **SMALL, layer=2)
@@ -276,15 +272,17 @@ def test_moved_tokens_take_their_facts_along(pocket_mini, store):
         assert row["position_bend"] == here["position_bend"]
 
 
-def test_a_setting_that_fails_for_all_is_not_hidden(pocket_mini, store):
-    rows = sequences(pocket_mini, None, 24, 6)
+def test_what_cannot_be_run_stays_as_a_row_with_its_reason(pocket_mini, store):
+    rows = sequences(pocket_mini, None, 12, 6)
     statistics = {"n_resamples": 100, "n_permutations": 100, "seed": 0}
-    pick = torch.arange(6)
-    of = subject(pocket_mini, rows, pick, (1,), read_measure("loss"), SCORER | {"k": 3}, statistics, store)
+    of = subject(pocket_mini, rows, torch.arange(5), (1,), read_measure("loss"), SCORER | {"k": 3}, statistics, store)
     agreement, effects = vary(of, of.score(), (1,))
-    failed = effects[effects["effect"].isna() & (effects["score"] == PRIMARY)]
-    assert failed["reason"].str.len().min() > 10
     assert set(effects["variation"]) == set(agreement["variation"])
+    rows = where(effects, variation="k = 50", score=PRIMARY)
+    assert rows["effect"].isna().all()
+    assert "no token has 50 neighbours" in rows["reason"].iloc[0]
+    assert where(agreement, variation="k = 50")["n_tokens"].tolist() == [0]
+    assert where(effects, variation="k = 10", score=PRIMARY)["effect"].notna().all()
 
 
 @pytest.mark.parametrize(
