@@ -112,13 +112,14 @@ def plot_nulls(found: Robustness) -> Figure:
     lines = {"relative": RERUN} | dict(zip(_nulls(curve), LINES))
     for line, style in lines.items():
         here = where(curve, line=line).sort_values("layer")
-        effect.plot(here["layer"], here["estimate"], label="as it is" if line == "relative" else line, **_thin(style))
+        effect.plot(here["layer"], here["estimate"], **_thin(style))
         if line in ("relative", RANDOM):
             _band(effect, here, style)
         rows: Any = where(found.spreads, null=TRAINED if line == "relative" else line)
         middle = rows.groupby("layer")[["iqr", "rho_raw_density"]].median()
         spread.plot(middle.index, middle["iqr"], **_thin(style))
-        raw.plot(middle.index, middle["rho_raw_density"], **_thin(style))
+        name_shown = TRAINED if line == "relative" else line
+        raw.plot(middle.index, middle["rho_raw_density"], label=name_shown, **_thin(style))
     effect.axhline(0, color=NOTE, linewidth=0.6)
     spread.set_yscale("log")
     label_axes(effect, "The finding", f"{RHO} with {found.settings['measure']}, partial")
@@ -126,7 +127,7 @@ def plot_nulls(found: Robustness) -> Figure:
     label_axes(raw, "Raw score against density before the block", f"Spearman's {RHO}")
     for axes in (effect, spread, raw):
         layer_axis(axes)
-    add_legend(effect, FONT - 3)
+    add_legend(raw, FONT - 2)
     note = "Bands: 95% interval of the default, and the range of the random weights. "
     write_note(figure, note + _about(found))
     return figure
@@ -160,8 +161,8 @@ def plot_token_tests(found: Robustness) -> Figure:
         axes.set_xlabel("tested tokens, by score", fontsize=FONT)
         axes.set_xticks([])
     note = (
-        "Grey: central 95% and median of the scores with other tokens' displacements at the same radius. Error bars: "
-        "jackknife over the neighbours. Orange: corrected p < 0.05 (Benjamini-Hochberg within the layer). "
+        "Grey: central 95% and median with other tokens' displacements at the same radius. Bars: jackknife error. "
+        "Orange: corrected p < 0.05 (Benjamini-Hochberg in the layer). "
     )
     write_note(figure, note + _about(found))
     return figure

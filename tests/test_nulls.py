@@ -190,7 +190,7 @@ def test_tokens_are_shuffled_within_their_row_and_the_first_and_padding_stay():
         assert not torch.equal(order, shuffled_order(mask, 1))
         for row, real in zip(order, mask.bool(), strict=True):
             assert sorted(row.tolist()) == list(range(len(row)))
-            stay = (~real).nonzero()[:, 0].tolist() + [int(real.long().argmax())]
+            stay = [*(~real).nonzero()[:, 0].tolist(), int(real.long().argmax())]
             assert row[stay].tolist() == stay
             assert row.tolist() != list(range(len(row)))
 

@@ -88,7 +88,7 @@ def test_agreement_and_effect_can_be_had_from_scores_by_hand(found, pocket_mini)
     """Against scores made here, ranks and least squares of NumPy."""
     from scipy.stats import rankdata, spearmanr
 
-    rows, pick, default = own_scores(pocket_mini)
+    _, pick, default = own_scores(pocket_mini)
     _, _, cosine = own_scores(pocket_mini, metric="cosine")
     frame = where(next(iter(found.tokens.values())), layer=2, used=True)
     at = [dict(zip(pick.tolist(), range(len(pick)), strict=True))[row] for row in frame["sequence"]], frame["position"]
@@ -114,7 +114,7 @@ def test_another_eps_is_what_scoring_with_it_gives(pocket_mini):
 
 
 def test_a_planted_finding_is_kept_by_settings_and_not_shown_by_random_weights(pocket_mini, store):
-    rows, pick, scores = own_scores(pocket_mini)
+    _, pick, scores = own_scores(pocket_mini)
     made = column(scores, pick, 2)
     made["made"] += 0.3 * np.random.default_rng(0).normal(size=len(made)) * made["made"].std()
     found = robustness(pocket_mini, **SMALL, measure=made, store=store)
@@ -150,7 +150,7 @@ def test_what_a_null_gives_is_an_artefact_with_its_name(pocket_mini, store):
 
 @pytest.mark.slow
 def test_a_measure_of_noise_is_no_finding(pocket_mini, store):
-    rows, pick, scores = own_scores(pocket_mini)
+    _, pick, scores = own_scores(pocket_mini)
     made = column(scores, pick, 2)
     made["made"] = np.random.default_rng(1).normal(size=len(made))
     found = robustness(pocket_mini, **SMALL, measure=made, store=store)
@@ -325,7 +325,7 @@ def test_on_random_weights_nothing_is_moderate_and_the_null_is_named(pocket_mini
 
 @pytest.mark.slow
 def test_the_command_takes_a_table_and_a_second_model(tmp_path, pocket_mini):
-    rows, pick, scores = own_scores(pocket_mini)
+    _, pick, scores = own_scores(pocket_mini)
     column(scores, pick, 2).to_csv(tmp_path / "made.csv", index=False)
     options = ["--limit", "10", "--max-length", "24", "--sample-rows", "10", "--weight-draws", "1", "-k", "4"]
     options += ["--tested-tokens", "2", "--n-draws", "39", "--n-resamples", "100", "--n-permutations", "100"]
