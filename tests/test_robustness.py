@@ -337,4 +337,6 @@ def test_the_command_takes_a_table_and_a_second_model(tmp_path, pocket_mini):
     verdicts = pd.read_parquet(tmp_path / "run" / "tables" / "verdicts.parquet")
     assert verdicts["second_model"].iloc[0] in ("agrees", "differs")
     assert "relative score and made" in done.output
-    assert CliRunner().invoke(app, [*command, "--measure", "nothing.csv"]).exit_code == 1
+    wrong = CliRunner().invoke(app, [*command, "--measure", "nothing.csv", "--out", str(tmp_path / "other")])
+    assert wrong.exit_code == 2
+    assert not (tmp_path / "other").exists()
