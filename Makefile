@@ -35,10 +35,11 @@ test-compat: $(VENV)/dev.stamp .venv-tl39/stamp .venv-tl218/stamp ## the same sc
 	BASINS_COMPAT=$(CURDIR)/$(REFERENCE) .venv-tl39/bin/python -m pytest tests/compat -m compat
 	BASINS_COMPAT=$(CURDIR)/$(REFERENCE) .venv-tl218/bin/python -m pytest tests/compat -m compat
 
-experiments: $(VENV)/dev.stamp ## both experiments on the shipped models, as a user runs them, into build/
-	rm -rf build/importance build/memorization
+experiments: $(VENV)/dev.stamp ## the experiments on the shipped models, as a user runs them, into build/
+	rm -rf build/importance build/memorization build/robustness
 	$(BIN)/basins experiment importance --out build/importance
 	$(BIN)/basins experiment memorization --out build/memorization
+	$(BIN)/basins experiment robustness --out build/robustness
 
 lint: $(VENV)/dev.stamp ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-import basins.linguistic_command  # noqa: F401  (adds its command)
+from basins import layers_command, linguistic_command, robustness_command  # noqa: F401  (each adds its command)
 from basins.console import (
     dose_tables,
     layer_table,
@@ -23,7 +23,6 @@ from basins.console import (
 )
 from basins.errors import BasinsError, choose
 from basins.experiment_commands import command_line, experiment, free_folder, parse_numbers
-from basins.layers_command import layers as _layers  # noqa: F401  (registers itself)
 from basins.study_command import study
 
 DEMO_FOLDER = Path("runs/demo")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
+import io
+import warnings
 from typing import Any
 
 import torch
@@ -36,8 +39,11 @@ def random_weights(model: Any, seed: int = 0) -> Any:
             cfg = copy.deepcopy(model.cfg)
             cfg.init_weights, cfg.seed, cfg.model_name = True, seed, name
             lens: Any = importlib.import_module("transformer_lens")
-            fresh = lens.HookedTransformer(cfg, model.tokenizer, move_to_device=False)
-            return fresh.to(input_device(model)).eval()
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                # 3.9 says of every new one that 4.0 will not have the class.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                fresh = lens.HookedTransformer(cfg, model.tokenizer, move_to_device=False)
+                return fresh.to(input_device(model)).eval()
     raise BasinsError(
         f"{model_name(model)} ({type(model).__name__}) cannot be built anew with random weights: it is neither a "
         "TransformerBridge around a transformers model nor a HookedTransformer. Load it with basins.load_model."

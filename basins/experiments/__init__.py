@@ -9,14 +9,17 @@ from basins.experiments.importance import Importance, importance
 from basins.experiments.layers import Layers, layers
 from basins.experiments.linguistic import Linguistic, linguistic
 from basins.experiments.memorization import Memorization, memorization
+from basins.experiments.robustness import Robustness, robustness
 
 __all__ = [
     "Importance",
     "Layers",
     "Linguistic",
     "Memorization",
+    "Robustness",
     "importance",
     "layers",
     "linguistic",
     "memorization",
+    "robustness",
 ]

@@ -1,0 +1,70 @@
+"""Single tokens: how sure a score is, and whether other tokens' directions would give it too."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from basins.experiments.frames import where
+from basins.experiments.robustness_subject import Subject
+from basins.scores import BasinScores
+from basins.stats import Statistic, correct
+from basins.token_nulls import token_tests
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from basins.token_nulls import TokenTests
+
+CORRECTION = "benjamini-hochberg"
+
+
+def token_table(
+    of: Subject, default: BasinScores, layers: tuple[int, ...], n_tokens: int, n_draws: int
+) -> pd.DataFrame:
+    """A row a tested token: score, jackknife error, its transplanted null, p, and p corrected within the layer.
+
+    p is two-sided (`basins.token_nulls.two_sided`); the correction is Benjamini and Hochberg's over the tokens tested
+    at the layer. Sequences are numbered as in the whole text.
+    """
+    import pandas as pd
+
+    tokens, mask = of.rows.tokens[of.pick], of.rows.mask[of.pick]
+    options: dict[str, Any] = {"layers": layers, "n_tokens": n_tokens, "n_draws": n_draws}
+    found = token_tests(of.model, tokens, mask, default, seed=of.statistics["seed"], **options)
+    n_pos = tokens.shape[1]
+    quantiles = found.null.nanquantile(found.null.new_tensor([0.025, 0.5, 0.975]), dim=1)
+    frame = pd.DataFrame(
+        {
+            "layer": found.layer.numpy(),
+            "sequence": of.pick[found.token // n_pos].numpy(),
+            "position": (found.token % n_pos).numpy(),
+            "relative": found.relative.numpy(),
+            "se": found.se.numpy(),
+            "null_low": quantiles[0].numpy(),
+            "null_median": quantiles[1].numpy(),
+            "null_high": quantiles[2].numpy(),
+            "n_draws": found.n_draws.numpy(),
+            "p": found.p.numpy(),
+        }
+    )
+    return frame.assign(p_corrected=_corrected(found))
+
+
+def _corrected(found: TokenTests) -> list[float]:
+    blank = Statistic("transplanted", "", math.nan, (math.nan, math.nan), 1, 1)
+    corrected = [math.nan] * len(found.p)
+    for layer in found.layer.unique().tolist():
+        rows = (found.layer == layer).nonzero()[:, 0].tolist()
+        tests = correct([dataclasses.replace(blank, p=float(found.p[row])) for row in rows], CORRECTION)
+        for row, test in zip(rows, tests, strict=True):
+            corrected[row] = test.p_corrected
+    return corrected
+
+
+def noise_share(tests: pd.DataFrame, frame: pd.DataFrame, layer: int) -> float:
+    """Mean squared jackknife error of the tested tokens over the variance of all relative scores at the layer."""
+    scored = where(frame, layer=layer, used=True)["relative"]
+    errors = where(tests, layer=layer)["se"]
+    return float((errors**2).mean() / scored.var(ddof=0))
