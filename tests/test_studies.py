@@ -12,7 +12,7 @@ import basins
 from basins import experiments
 from basins.errors import BasinsError
 from basins.studies.grades import overall
-from basins.studies.hypotheses import CONFOUNDED, NOISY, NOTHING, NULL, flags_of
+from basins.studies.hypotheses import ABOUT, CONFOUNDED, NOISY, NOT_RUN, NOT_SHOWN, NOTHING, NULL, SHOWN, flags_of
 
 OPTIONS = {"importance": {"methods": ["attention"], "n_resamples": 100, "n_permutations": 100}}
 QUICK = {"second_model": None, "limit": 6, "layers": [1, 2], "parts": ["importance"], "options": OPTIONS}
@@ -105,12 +105,15 @@ def test_wrong_names_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(BasinsError, match="parts"):
         basins.study("pocket-mini", out=tmp_path / "s", parts=["importence"])
     with pytest.raises(BasinsError, match="options names"):
-        basins.study("pocket-mini", out=tmp_path / "s", parts=["importance"], options={"layers": {}})
+        basins.study("pocket-mini", out=tmp_path / "s", parts=["importance"], options={"layers": {"k": 5}})
     assert not (tmp_path / "s").exists()
 
 
 def table(*rows: tuple[str, str]) -> pd.DataFrame:
-    return pd.DataFrame([{"name": f"h{i}", "grade": grade, "flags": flags} for i, (grade, flags) in enumerate(rows)])
+    """Hypotheses for which nulls were run: one that is flagged is shown by them."""
+    nulls = [SHOWN if NULL in flags else NOT_SHOWN for _, flags in rows]
+    columns = [{"name": f"h{i}", "grade": grade, "flags": flags} for i, (grade, flags) in enumerate(rows)]
+    return pd.DataFrame(columns).assign(part="importance", null=nulls)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,14 @@ def test_the_grade_follows_the_rules(rows, grade):
     found, why = overall(table(*rows))
     assert found == grade
     assert why.endswith(".")
-    assert ("null" in why) == any(NULL in flags for _, flags in rows)
+    assert ("a null shows too" in why or "by a null too" in why) == any(NULL in flags for _, flags in rows)
+
+
+def test_without_a_null_nothing_is_better_than_exploratory():
+    found = table(("strong", ""), ("moderate", ""), ("moderate", ""))
+    assert overall(found.assign(null=NOT_RUN))[0] == "exploratory"
+    assert overall(found.assign(null=ABOUT))[0] == "weak"
+    assert overall(found.assign(part="robustness"))[0] == "weak"
 
 
 def test_red_flags():

@@ -80,7 +80,7 @@ def _stated(found: Study) -> list[str]:
 def _findings(found: Study, figures: list[str]) -> list[str]:
     shown = found.hypotheses.copy()
     shown["95% interval"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(shown["low"], shown["high"], strict=True)]
-    columns = ["part", "name", "grade", "layer", "r", "95% interval", "p_corrected", "second_model", "flags"]
+    columns = ["part", "name", "grade", "layer", "r", "95% interval", "p_corrected", "second_model", "null", "flags"]
     lines = [markdown_table(shown[columns]), ""]
     if figures:
         lines += [_picture(figures[0], "The main result of each part across the layers"), ""]

@@ -5,39 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 from basins.experiments.primary import MODERATE_P, MODERATE_R, STRONG_P, STRONG_R
-from basins.studies.hypotheses import NULL
+from basins.studies.hypotheses import ABOUT, NOT_SHOWN, NULL, SHOWN
 
 STUDY_GRADES = ("strong", "moderate", "exploratory", "weak")
 SEVERAL = 2
 RULES = (
     f"strong: some hypothesis has |r| > {STRONG_R} with corrected p < {STRONG_P} on two model sizes after the "
-    f"confounds are removed, and no null shows it too; moderate: at least {SEVERAL} hypotheses have |r| > {MODERATE_R} "
-    f"with corrected p < {MODERATE_P} by their part's rules, and no null shows them too; exploratory: something "
-    "survives correction; weak: nothing does, or all that does is shown by a null too."
+    f"confounds are removed, and nulls were run for it and none shows it; moderate: at least {SEVERAL} hypotheses have "
+    f"|r| > {MODERATE_R} with corrected p < {MODERATE_P} by their part's rules, and nulls were run for them and none "
+    "shows them; exploratory: something survives correction that no null is known to show; weak: nothing does. What "
+    "robustness tests is an earlier part's hypothesis and counts once; properties of the scores themselves do not count"
 )
 
 
 def overall(table: Any) -> tuple[str, str]:
     """(grade, why) from the table of `hypotheses`."""
-    artefact = table["flags"].str.contains(NULL, regex=False)
-    strong = table[(table["grade"] == "strong") & ~artefact]
-    moderate = table[table["grade"].isin(("strong", "moderate")) & ~artefact]
-    survivors = table[table["grade"] != "none"]
+    counted = table[(table["part"] != "robustness") & (table["null"] != ABOUT)]
+    artefact = (counted["null"] == SHOWN) | counted["flags"].str.contains(NULL, regex=False)
+    tested = (counted["null"] == NOT_SHOWN) & ~artefact
+    strong = counted[(counted["grade"] == "strong") & tested]
+    moderate = counted[counted["grade"].isin(("strong", "moderate")) & tested]
+    unproven = counted[counted["grade"].isin(("strong", "moderate")) & ~tested & ~artefact]
+    survivors = counted[counted["grade"] != "none"]
     real = survivors[~artefact.loc[survivors.index]]
     taken = f" {int(artefact.sum())} that a null shows too do not count." if artefact.any() else ""
     if len(strong):
-        return "strong", f"{_listed(strong)} meets the rules for strong, on two model sizes.{taken}"
+        return "strong", f"{_listed(strong)}: strong on two model sizes, and no null shows it.{taken}"
     if len(moderate) >= SEVERAL:
         return "moderate", f"{len(moderate)} hypotheses are moderate or better: {_listed(moderate)}.{taken}"
     if len(real):
-        few = f" One is moderate ({_listed(moderate)}); the rules ask for {SEVERAL}." if len(moderate) else ""
-        return (
-            "exploratory",
-            f"{len(real)} of {len(table)} hypotheses survive correction, none of them strong.{few}{taken}",
-        )
+        few = f" Moderate or better, and no null shows it: {_listed(moderate)}; the rules ask for {SEVERAL}."
+        untested = f" Moderate or better, but without a null of its own: {_listed(unproven)}."
+        said = f"{len(real)} of {len(counted)} hypotheses survive correction."
+        return "exploratory", said + (few if len(moderate) else "") + (untested if len(unproven) else "") + taken
     if len(survivors):
         return "weak", f"what survives correction ({_listed(survivors)}) is shown by a null too."
-    return "weak", f"none of {len(table)} hypotheses survives correction."
+    return "weak", f"none of {len(counted)} hypotheses survives correction."
 
 
 def _listed(rows: Any) -> str:

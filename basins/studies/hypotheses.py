@@ -13,21 +13,27 @@ if TYPE_CHECKING:
 
     from basins.studies.parts import PartResult
 
-COLUMNS = ("part", "name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "flags")
+COLUMNS = ("part", "name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "null", "flags")
 # An interval this wide cannot tell a moderate effect from none, nor from a strong one.
 WIDE = 2 * MODERATE_R
 NOISY, NOTHING = "too noisy", "nothing survives correction"
 NOT_REPLICATED, CONFOUNDED = "does not replicate", "explained by frequency or position"
 NULL = "a null shows it too"
+BY_DENSITY = "explained by density"
+# What a row says of nulls; ABOUT: a property of the scores themselves, which no grade counts.
+NOT_RUN, SHOWN, NOT_SHOWN, ABOUT = "not run", "shows it too", "does not show it", "about the scores"
+DESCRIBED = ("relative score follows density", "re-run differs from lookup", "raw score repeats density")
 FLAGS = {
     NOISY: f"the 95% interval of r is wider than {WIDE:g}",
     NOTHING: f"corrected p is not below {MODERATE_P:g}",
     NOT_REPLICATED: "the second model, or one of two disjoint halves of the text, does not show the same",
     CONFOUNDED: f"|r| is above {MODERATE_R:g} before the confounds (frequency, position, density, loss, norm) are "
     "removed and less than half of that afterwards",
+    BY_DENSITY: "the density before the block accounts for more than half of it",
     NULL: "the same effect appears where there is nothing to find: with random weights, or with neighbours or "
     "displacements that are not the token's own",
 }
+WITH_NULLS = ("layers", "robustness")
 ANSWERS = {"yes": "agrees", "no": "differs", "-": "not run"}
 
 
@@ -36,6 +42,7 @@ def hypotheses(parts: list[PartResult]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [row for part in parts for row in _rows(part)]
+    _carry_null(rows)
     return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 
 
@@ -48,8 +55,21 @@ def _rows(part: PartResult) -> list[dict[str, Any]]:
         found = [_memorization(row) for row in judged.to_dict("records")]
     else:
         found = [_given(row) for row in judged.to_dict("records")]
-    rows = [{"part": part.part.name} | row for row in found]
+        if part.part.name not in WITH_NULLS:
+            found = [row | {"null": NOT_RUN} for row in found]
+    rows = [{"part": part.part.name, "null": NOT_RUN} | row for row in found]
     return sorted(rows, key=lambda row: GRADES.index(row["grade"]))
+
+
+def _carry_null(rows: list[dict[str, Any]]) -> None:
+    """What robustness found of one measure holds for the importance experiment's row of it too."""
+    for tested in [row for row in rows if row["part"] == "robustness"]:
+        method = tested["name"].removeprefix("relative score and ")
+        for row in rows:
+            if row["part"] == "importance" and row["name"] == f"{method} and compression":
+                row["null"] = tested["null"]
+                if tested["null"] == SHOWN:
+                    row["flags"] = "; ".join(flag for flag in (row["flags"], NULL) if flag)
 
 
 def _importance(row: dict[str, Any], correlations: Any, part: PartResult) -> dict[str, Any]:
@@ -80,7 +100,10 @@ def _memorization(row: dict[str, Any]) -> dict[str, Any]:
 def _given(row: dict[str, Any]) -> dict[str, Any]:
     found = _numbers(row, "r") | {name: row[name] for name in ("name", "grade", "second_model")}
     own = [flag for flag in str(row.get("flags") or "").split("; ") if flag]
-    return found | {"flags": "; ".join(dict.fromkeys([*own, *flags_of(found)]))}
+    null = ABOUT if row["name"] in DESCRIBED else SHOWN if NULL in own else NOT_SHOWN
+    if row["name"] in DESCRIBED[-1:]:
+        return found | {"null": null, "flags": ""}
+    return found | {"null": null, "flags": "; ".join(dict.fromkeys([*own, *flags_of(found)]))}
 
 
 def _numbers(row: dict[str, Any], r: str) -> dict[str, Any]:

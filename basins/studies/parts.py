@@ -9,10 +9,14 @@ from typing import Any
 
 from basins import experiments
 from basins.errors import BasinsError, choose
+from basins.experiments.importance_measures import COSTLY
+from basins.experiments.layers_words import THRESHOLDS as FOR_LAYERS
+from basins.experiments.linguistic_words import THRESHOLDS as FOR_LINGUISTIC
 from basins.experiments.loaded import NamedModel
 from basins.experiments.memorization import POCKETS
 from basins.experiments.memorization_words import THRESHOLDS as FOR_MEMORIZATION
 from basins.experiments.primary import THRESHOLDS as FOR_IMPORTANCE
+from basins.experiments.robustness_words import THRESHOLDS as FOR_ROBUSTNESS
 from basins.experiments.score_store import ScoreStore
 
 
@@ -40,7 +44,7 @@ class Part:
     thresholds: str = field(repr=False)
     figures: tuple[str, ...]
 
-    def run(self, shared: Shared, options: Mapping[str, Any], findings: list[Any]) -> Any:
+    def run(self, shared: Shared, options: Mapping[str, Any], findings: list[PartResult]) -> Any:
         """The experiment's result. `findings`: what earlier parts found, for the part that tests how robust it is."""
         settings: dict[str, Any] = {"second_model": shared.second, "layers": shared.layers, "k": shared.k}
         settings |= {"seed": shared.seed, "store": shared.store}
@@ -49,8 +53,9 @@ class Part:
         else:
             settings["max_length"] = shared.max_length
             settings["limit"] = shared.limit
-        if self.name in ("importance", "layers", "robustness"):
             settings["texts"] = shared.texts
+        if self.name == "robustness":
+            settings |= best_finding(findings)
         return getattr(experiments, self.name)(shared.first, **settings | dict(options))
 
 
@@ -66,6 +71,24 @@ PARTS = (
         "Do memorised sequences compress differently?",
         FOR_MEMORIZATION,
         ("layer_curves", "dose_response", "roc"),
+    ),
+    Part(
+        "linguistic",
+        "Do blocks compress parts of speech differently?",
+        FOR_LINGUISTIC,
+        ("means_by_tag", "contrasts", "variance_explained"),
+    ),
+    Part(
+        "layers",
+        "What do blocks do to neighbourhoods from layer to layer?",
+        FOR_LAYERS,
+        ("profiles", "density", "geometry", "shares"),
+    ),
+    Part(
+        "robustness",
+        "Does the clearest finding survive the method's choices, and do nulls show it too?",
+        FOR_ROBUSTNESS,
+        ("variations", "nulls"),
     ),
 )
 NAMES = tuple(part.name for part in PARTS)
@@ -104,3 +127,21 @@ class PartResult:
 
         path = self.folder / "tokens" / f"{model.replace('/', '_')}.parquet"
         return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+
+
+def best_finding(findings: list[PartResult]) -> dict[str, Any]:
+    """What robustness is asked of: the importance measure with the best verdict, at its layer; {} is its own default.
+
+    Measures that only a sample of tokens has are passed over: a variation would leave too few of them.
+    """
+    for part in findings:
+        if part.part.name != "importance":
+            continue
+        judged = part.table("verdicts")
+        judged = judged[~judged["method"].isin(COSTLY) & judged["partial"].notna()]
+        if len(judged):
+            row = judged.iloc[0]
+            frame = part.tokens(next(iter(part.manifest["models"])))
+            columns = frame[["layer", "sequence", "position", row["method"]]].dropna()
+            return {"measure": columns, "layer": int(row["layer"])}
+    return {}
