@@ -11,7 +11,6 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from basins import robustness_command  # noqa: F401  (registers its command)
 from basins.console import (
     dose_tables,
     layer_table,
@@ -24,6 +23,7 @@ from basins.console import (
 from basins.errors import BasinsError, choose
 from basins.experiment_commands import command_line, experiment, free_folder, parse_numbers
 from basins.layers_command import layers as _layers  # noqa: F401  (registers itself)
+from basins.robustness_command import robustness as _robustness  # noqa: F401  (registers itself)
 from basins.study_command import study
 
 DEMO_FOLDER = Path("runs/demo")
