@@ -22,7 +22,7 @@ from basins.console import (
     token_table,
 )
 from basins.errors import BasinsError, choose
-from basins.experiment_commands import command_line, experiment, free_folder, parse_numbers
+from basins.experiment_commands import Debug, Model, command_line, experiment, free_folder, parse_numbers
 from basins.study_command import study
 
 DEMO_FOLDER = Path("runs/demo")
@@ -57,12 +57,6 @@ def _end(message: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
-def _remember(ctx: typer.Context, value: bool) -> None:
-    ctx.meta["debug"] = value
-
-
-Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
-Model = Annotated[str, typer.Option(help='A hub id ("gpt2"), a folder, a .gguf file, "pocket" or "pocket-mini".')]
 Device = Annotated[str | None, typer.Option(help='"cpu", "cuda", "mps"; a GPU is taken if there is one.')]
 Dtype = Annotated[str | None, typer.Option(help="Of the model: float32, float16, bfloat16, float64.")]
 Top = Annotated[int, typer.Option(help="How many most and least compressed tokens a layer to print.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 import time
@@ -23,20 +24,28 @@ experiment = typer.Typer(
 
 Out = Annotated[Path | None, typer.Option(help="A new folder. Unless given: the first free of runs/EXPERIMENT, ...-2.")]
 Model = Annotated[str, typer.Option(help='A hub id ("gpt2"), a folder, a .gguf file, "pocket" or "pocket-mini".')]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _remember(ctx: typer.Context, value: bool) -> None:
+    ctx.meta["debug"] = value
+
+
+Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
 Pictures = Annotated[bool, typer.Option(help="Whether to draw figures and the token page.")]
 SecondModel = Annotated[
     str, typer.Option(help='Of the replication; "auto" is pocket-mini for pocket and else none; or "none".')
 ]
+Texts = Annotated[
+    str | None,
+    typer.Option(help="Texts: a .txt, .jsonl, .csv or .parquet file or a dataset. Unless given: the shipped book."),
+]
+Limit = Annotated[int | None, typer.Option(help="Only the first texts.")]
+MaxLength = Annotated[int, typer.Option(help="Tokens a row; longer texts are cut.")]
 Layers = Annotated[str | None, typer.Option(help="Transitions, as in 0,3-5,-1. Unless given: all.")]
 K = Annotated[int, typer.Option("--k", "-k", help="Neighbours a token.")]
 Resamples = Annotated[int, typer.Option(help="Of the intervals.")]
 Permutations = Annotated[int, typer.Option(help="Of the tests.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice: the same seed gives the same tables.")]
-
-
-def remember(ctx: typer.Context, debug: bool) -> None:
-    ctx.meta["debug"] = debug
 
 
 def free_folder(folder: Path) -> Path:
@@ -75,20 +84,38 @@ def parse_numbers(option: str, text: str | None) -> list[int] | None:
     return numbers
 
 
+def carry_out(ctx: typer.Context, name: str, out: Path | None, *, second_model: str, **settings: Any) -> None:
+    """Run an experiment, write its folder, print its end. Whatever can be refused is refused before it runs."""
+    from basins.experiment_runs import ready, write
+
+    pictures = ctx.params["pictures"]
+    folder = ready(name, out or free_folder(Path("runs") / name), pictures)
+    console = open_console()
+    words = importlib.import_module(f"basins.experiments.{name}_words")
+    console.print(Text(f"Stated before the run: {words.THRESHOLDS}\n"))
+    start = time.monotonic()
+    run = getattr(importlib.import_module("basins.experiments"), name)
+    found = run(second_model=None if second_model == "none" else second_model, **settings)
+    seconds = time.monotonic() - start
+    write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
+    for title, frame in found.summary_tables().items():
+        console.print(frame_table(title, frame))
+    console.print(Text(f"{found.grade}: {found.reading}\n"))
+    console.print(f"{seconds:.0f} s.")
+    console.print(Text(f"Folder: {folder}", style="bold"), soft_wrap=True)
+
+
 @experiment.command()
 def importance(
     ctx: typer.Context,
     model: Model = "pocket",
     second_model: SecondModel = "auto",
-    input: Annotated[
-        str | None,
-        typer.Option(help="Texts: a .txt, .jsonl, .csv or .parquet file or a dataset. Unless given: the shipped book."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first texts.")] = None,
+    input: Texts = None,
+    limit: Limit = None,
     out: Out = None,
     layers: Layers = None,
     methods: Annotated[str | None, typer.Option(help="Importance measures, with commas between. Unless: all.")] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens a row; longer texts are cut.")] = 128,
+    max_length: MaxLength = 128,
     sample_rows: Annotated[int, typer.Option(help="Rows that integrated gradients and ablation are measured on.")] = 12,
     ablated: Annotated[int, typer.Option(help="Tokens that are ablated, each at every layer.")] = 160,
     steps: Annotated[int, typer.Option(help="Points on the path of integrated gradients.")] = 8,
@@ -106,23 +133,15 @@ def importance(
     basins experiment importance --model gpt2 --second-model gpt2-medium --input abstracts.csv --limit 100
     basins experiment importance --model model.gguf --limit 12 --layers 0,5,10,15,20,25,29
     """
-    remember(ctx, debug)
-    from basins.experiment_runs import ready
-
-    folder = ready("importance", out or free_folder(Path("runs/importance")), pictures)
-    wanted = parse_numbers("--layers", layers)
-    console = open_console()
-    from basins.experiments import importance as run
-    from basins.experiments.primary import THRESHOLDS
-
-    console.print(f"Stated before the run: {THRESHOLDS}\n")
-    start = time.monotonic()
-    found = run(
-        model,
-        second_model=None if second_model == "none" else second_model,
+    carry_out(
+        ctx,
+        "importance",
+        out,
+        model=model,
+        second_model=second_model,
         texts=input,
         limit=limit,
-        layers=wanted,
+        layers=parse_numbers("--layers", layers),
         methods=[method.strip() for method in methods.split(",")] if methods else None,
         max_length=max_length,
         sample_rows=sample_rows,
@@ -133,11 +152,6 @@ def importance(
         n_permutations=n_permutations,
         seed=seed,
     )
-    seconds = time.monotonic() - start
-    from basins.experiment_runs import write
-
-    write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
-    print_end(found, seconds, folder)
 
 
 @experiment.command()
@@ -178,49 +192,27 @@ def memorization(
     basins experiment memorization --model pocket-mini --finetune --dynamics
     basins experiment memorization --model model.gguf --plain en_ewt-ud-test.conllu
     """
-    remember(ctx, debug)
-    from basins.experiment_runs import ready
-
-    folder = ready("memorization", out or free_folder(Path("runs/memorization")), pictures)
-    wanted = parse_numbers("--layers", layers)
-    console = open_console()
     from basins.corpus import read_texts
-    from basins.experiments import memorization as run
-    from basins.experiments.memorization_words import THRESHOLDS
 
-    texts = read_texts(finetune_texts) if finetune_texts is not None else None
-    console.print(f"Stated before the run: {THRESHOLDS}\n")
-    start = time.monotonic()
-    found = run(
-        model,
-        second_model=None if second_model == "none" else second_model,
+    carry_out(
+        ctx,
+        "memorization",
+        out,
+        model=model,
+        second_model=second_model,
         reference=None if reference == "none" else reference,
         passages=passages,
         plain=plain,
         finetune=finetune,
         dynamics=dynamics,
-        finetune_texts=texts,
+        finetune_texts=read_texts(finetune_texts) if finetune_texts is not None else None,
         n_seeds=n_seeds,
         learning_rate=learning_rate,
         window=window,
         threshold=threshold,
-        layers=wanted,
+        layers=parse_numbers("--layers", layers),
         k=k,
         n_resamples=n_resamples,
         n_permutations=n_permutations,
         seed=seed,
     )
-    seconds = time.monotonic() - start
-    from basins.experiment_runs import write
-
-    write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
-    print_end(found, seconds, folder)
-
-
-def print_end(found: Any, seconds: float, folder: Path) -> None:
-    console = open_console()
-    for title, frame in found.summary_tables().items():
-        console.print(frame_table(title, frame))
-    console.print(Text(f"{found.grade}: {found.reading}\n"))
-    console.print(f"{seconds:.0f} s.")
-    console.print(Text(f"Folder: {folder}", style="bold"), soft_wrap=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from basins.console import open_console
 from basins.experiment_commands import (
     Debug,
     K,
     Layers,
+    Limit,
+    MaxLength,
     Model,
     Out,
     Permutations,
@@ -20,12 +19,10 @@ from basins.experiment_commands import (
     Resamples,
     SecondModel,
     Seed,
-    command_line,
+    Texts,
+    carry_out,
     experiment,
-    free_folder,
     parse_numbers,
-    print_end,
-    remember,
 )
 
 
@@ -34,11 +31,8 @@ def robustness(
     ctx: typer.Context,
     model: Model = "pocket",
     second_model: SecondModel = "auto",
-    input: Annotated[
-        str | None,
-        typer.Option(help="Texts: a .txt, .jsonl, .csv or .parquet file or a dataset. Unless given: the shipped book."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first texts.")] = None,
+    input: Texts = None,
+    limit: Limit = None,
     out: Out = None,
     measure: Annotated[
         str,
@@ -47,7 +41,7 @@ def robustness(
     ] = "loss",
     layer: Annotated[int | None, typer.Option(help="The finding's layer. Unless given: where it is largest.")] = None,
     layers: Layers = None,
-    max_length: Annotated[int, typer.Option(help="Tokens a row; longer texts are cut.")] = 128,
+    max_length: MaxLength = 128,
     sample_rows: Annotated[int, typer.Option(help="Rows that are scored, spread over the texts.")] = 20,
     weight_draws: Annotated[int, typer.Option(help="Models with random weights.")] = 3,
     tested_tokens: Annotated[int, typer.Option(help="Tokens a layer with a p-value of their own.")] = 15,
@@ -66,27 +60,19 @@ def robustness(
     basins experiment robustness --measure log_frequency --layer 3
     basins experiment robustness --model gpt2 --second-model gpt2-medium --input abstracts.csv --measure tags.csv
     """
-    remember(ctx, debug)
-    from basins.experiment_runs import ready
-
-    folder = ready("robustness", out or free_folder(Path("runs/robustness")), pictures)
-    wanted = parse_numbers("--layers", layers)
-    console = open_console()
-    from basins.experiments import robustness as run
     from basins.experiments.robustness_subject import MEASURES, load_measure
-    from basins.experiments.robustness_words import THRESHOLDS
 
-    compared = measure if measure in MEASURES else load_measure(measure)
-    console.print(f"Stated before the run: {THRESHOLDS}\n")
-    start = time.monotonic()
-    found = run(
-        model,
-        second_model=None if second_model == "none" else second_model,
+    carry_out(
+        ctx,
+        "robustness",
+        out,
+        model=model,
+        second_model=second_model,
         texts=input,
         limit=limit,
-        measure=compared,
+        measure=measure if measure in MEASURES else load_measure(measure),
         layer=layer,
-        layers=wanted,
+        layers=parse_numbers("--layers", layers),
         max_length=max_length,
         sample_rows=sample_rows,
         weight_draws=weight_draws,
@@ -97,8 +83,3 @@ def robustness(
         n_permutations=n_permutations,
         seed=seed,
     )
-    seconds = time.monotonic() - start
-    from basins.experiment_runs import write
-
-    write(found, folder, pictures=pictures, command=command_line(), seconds=round(seconds, 1))
-    print_end(found, seconds, folder)

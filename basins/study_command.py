@@ -13,29 +13,27 @@ from basins.experiment_commands import (
     Debug,
     K,
     Layers,
+    Limit,
+    MaxLength,
     Model,
     Pictures,
     SecondModel,
     Seed,
+    Texts,
     command_line,
     parse_numbers,
-    remember,
 )
 
 
 def study(
-    ctx: typer.Context,
     model: Model = "pocket",
     second_model: SecondModel = "auto",
     out: Annotated[Path, typer.Option(help="The folder; one that holds the same study is taken up again.")] = Path(
         "runs/study"
     ),
-    input: Annotated[
-        str | None,
-        typer.Option(help="Texts: a .txt, .jsonl, .csv or .parquet file or a dataset. Unless given: the shipped book."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first texts.")] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens a row; longer texts are cut.")] = 128,
+    input: Texts = None,
+    limit: Limit = None,
+    max_length: MaxLength = 128,
     parts: Annotated[str | None, typer.Option(help="Names of experiments, with commas between. Unless: all.")] = None,
     layers: Layers = None,
     k: K = 15,
@@ -49,7 +47,6 @@ def study(
     basins study --model pocket --second-model pocket-mini --out runs/study
     basins study --model gpt2 --second-model gpt2-medium --input wikitext.txt --out runs/gpt2
     """
-    remember(ctx, debug)
     wanted = parse_numbers("--layers", layers)
     console = open_console()
     from basins.studies import study as run
