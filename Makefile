@@ -35,11 +35,9 @@ test-compat: $(VENV)/dev.stamp .venv-tl39/stamp .venv-tl218/stamp ## the same sc
 	BASINS_COMPAT=$(CURDIR)/$(REFERENCE) .venv-tl39/bin/python -m pytest tests/compat -m compat
 	BASINS_COMPAT=$(CURDIR)/$(REFERENCE) .venv-tl218/bin/python -m pytest tests/compat -m compat
 
-experiments: $(VENV)/dev.stamp ## the experiments on the shipped models, as a user runs them, into build/
-	rm -rf build/importance build/memorization build/robustness
-	$(BIN)/basins experiment importance --out build/importance
-	$(BIN)/basins experiment memorization --out build/memorization
-	$(BIN)/basins experiment robustness --out build/robustness
+experiments: $(VENV)/dev.stamp ## all experiments on the shipped models, as a user runs them, into build/study
+	rm -rf build/study
+	$(BIN)/basins study --out build/study
 
 lint: $(VENV)/dev.stamp ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from basins.plots import (
     RERUN,
     RHO,
     add_legend,
+    heat_map,
     label_axes,
     layer_axis,
     new_figure,
@@ -145,17 +146,8 @@ def plot_agreement(found: Importance) -> Figure:
     table: Any = rows.pivot_table(index="method", columns="layer", values="rho", sort=False)
     figure = new_figure(0.6 * PAGE, 0.32 * len(table) + 1.3)
     axes: Any = figure.subplots()
-    image = axes.imshow(table.to_numpy(), vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
-    axes.set_yticks(range(len(table)), table.index, fontsize=FONT - 1)
-    axes.set_xticks(range(table.shape[1]), table.columns, fontsize=FONT - 1)
-    for i, j in np.ndindex(*table.shape):
-        value = table.iloc[i, j]
-        if not math.isnan(value):
-            ink = "white" if abs(value) > 0.6 else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=FONT - 2, color=ink)
-    axes.set_xlabel("layer", fontsize=FONT)
+    heat_map(figure, axes, table, 1.0, "RdBu_r", 2)
     axes.set_title(f"Spearman's {RHO} with ablation", fontsize=FONT, loc="left")
-    figure.colorbar(image, ax=axes)
     write_note(figure, f"Ablation: rise of the loss when the state becomes the mean. {_about(found)}")
     return figure
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from basins.experiments.frames import where
 from basins.experiments.primary import PRIMARY
-from basins.importance_view import TABLE, ranks_as_colour, side_by_side
-from basins.tokens_view import STYLE
+from basins.pairs_view import page, ranks_as_colour, side_by_side
 
 if TYPE_CHECKING:
     from basins.experiments.layers import Layers
@@ -40,12 +38,7 @@ def token_page(found: Layers) -> str:
         here = where(frame, layer=layer).copy()
         here["left"], here["right"] = (ranks_as_colour(here[column]) for column in columns)
         sections.append(_section(f"layer {layer}", ("re-run", "lookup"), here, not sections))
-    title = html.escape(f"{name}: relative scores across layers")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{STYLE}{TABLE}</head>'
-        f'<body class="basins-tokens"><h1>{title}</h1><p class="about">{html.escape(CAPTION)}</p>'
-        f"{''.join(sections)}</body></html>\n"
-    )
+    return page(f"{name}: relative scores across layers", CAPTION, sections)
 
 
 def _section(head: str, titles: tuple[str, str], here: object, opened: bool) -> str:

@@ -138,6 +138,11 @@ def all_modules(model: Any) -> list[nn.Module]:
     return [module for root in roots for module in root.modules()]
 
 
+def measuring_dtype(model: Any) -> torch.dtype:
+    """Of distances and variances unless said otherwise: float64 for float64 models, else float32."""
+    return torch.float64 if block_dtype(model, 0) == torch.float64 else torch.float32
+
+
 def has_own_hooks(model: Any) -> bool:
     """Whether the user hooked any module. TransformerLens 4 and transformers leave hooks of their own behind."""
     return any(_is_users(hook) for hook in _all_hooks(model))

@@ -5,7 +5,6 @@ They draw what the tables say.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from basins.plots import (
     PAGE,
     RERUN,
     add_legend,
+    heat_map,
     label_axes,
     layer_axis,
     new_figure,
@@ -66,17 +66,9 @@ def plot_means(found: Linguistic) -> Figure:
         frame = found.tokens[model]
         tested = frame[frame["tested"]].groupby("layer")[PRIMARY].agg(["mean", "std"]).loc[table.columns]
         table = ((table - tested["mean"]) / tested["std"]).loc[counts.sort_values(ascending=False).index]
-        image = axes.imshow(table.to_numpy(), vmin=-1.5, vmax=1.5, cmap="RdBu", aspect="auto")
-        axes.set_yticks(range(len(table)), [f"{tag} ({counts[tag]:,})" for tag in table.index], fontsize=FONT - 1)
-        axes.set_xticks(range(table.shape[1]), table.columns, fontsize=FONT - 1)
-        for i, j in np.ndindex(*table.shape):
-            value = table.iloc[i, j]
-            if not math.isnan(value):
-                ink = "white" if abs(value) > 1 else "black"
-                axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=FONT - 2, color=ink)
-        axes.set_xlabel("layer", fontsize=FONT)
+        table.index = [f"{tag} ({counts[tag]:,})" for tag in table.index]
+        heat_map(figure, axes, table, 1.5, "RdBu", 1)
         axes.set_title(f"{model}: mean relative score", fontsize=FONT, loc="left")
-        figure.colorbar(image, ax=axes).ax.tick_params(labelsize=FONT - 1)
     note = (
         "Standard deviations from the mean of all words of the layer, confounds left in; blue: more compressed. "
         "Punctuation has its means but is not tested."

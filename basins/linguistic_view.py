@@ -10,15 +10,14 @@ import numpy as np
 from basins.experiments.frames import where
 from basins.experiments.linguistic_tables import FUNCTION, NOUN, TAGS, label_of
 from basins.experiments.primary import PRIMARY
-from basins.importance_view import TABLE, ranks_as_colour, side_by_side
-from basins.tokens_view import FULL_COLOR, STYLE
+from basins.pairs_view import SEQUENCES, page, ranks_as_colour, side_by_side
+from basins.tokens_view import FULL_COLOR
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from basins.experiments.linguistic import Linguistic
 
-SEQUENCES = 12
 CAPTION = (
     "Left: the relative score of the re-run block; blue is more compressed than the median word of the layer, red "
     "less. Right: blue: function words (nouns), red: content words (verbs). Grey and struck through: takes no part (a "
@@ -31,12 +30,7 @@ def token_page(found: Linguistic) -> str:
     name, frame = next(iter(found.tokens.items()))
     rows = [row for row in found.verdicts.to_dict("records") if row["name"] != TAGS]
     sections = [_section(frame, row, opened=number == 0) for number, row in enumerate(rows)]
-    title = f"{html.escape(name)}: compression beside parts of speech"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{STYLE}{TABLE}</head>'
-        f'<body class="basins-tokens"><h1>{title}</h1><p class="about">{html.escape(CAPTION)}</p>'
-        f"{''.join(sections)}</body></html>\n"
-    )
+    return page(f"{name}: compression beside parts of speech", CAPTION, sections)
 
 
 def _section(frame: pd.DataFrame, row: dict, opened: bool) -> str:

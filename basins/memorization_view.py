@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from basins.experiments.frames import where
 from basins.experiments.primary import PRIMARY
-from basins.importance_view import TABLE, ranks_as_colour, side_by_side
-from basins.tokens_view import STYLE
+from basins.pairs_view import page, ranks_as_colour, side_by_side
 
 if TYPE_CHECKING:
     from basins.experiments.memorization import Memorization
@@ -39,9 +37,4 @@ def token_page(found: Memorization) -> str:
         parts = [where(here, sequence=sequence) for sequence in best]
         head = f"{group}: the {len(parts)} passages with the most first choices"
         sections.append(side_by_side(head, ("relative score", "log probability"), parts, opened=not sections))
-    title = html.escape(f"{name}: memorised passages, layer {layer}")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{STYLE}{TABLE}</head>'
-        f'<body class="basins-tokens"><h1>{title}</h1><p class="about">{html.escape(CAPTION)}</p>'
-        f"{''.join(sections)}</body></html>\n"
-    )
+    return page(f"{name}: memorised passages, layer {layer}", CAPTION, sections)

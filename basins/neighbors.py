@@ -139,6 +139,23 @@ def _range(ordered: Int[Tensor, "token"], value: Tensor) -> tuple[int, int]:
     return int(torch.searchsorted(ordered, value)), int(torch.searchsorted(ordered, value, right=True))
 
 
+def forbidden(
+    query_table: TokenTable,
+    bank_table: TokenTable,
+    settings: ScorerSettings,
+    same: bool,
+    queries: Int[Tensor, "*q"],
+    members: Int[Tensor, "*m"],
+) -> Bool[Tensor, "*pair"]:
+    """Pairs of a query and a bank state that may not be neighbours; `same`: the queries are the bank's own states."""
+    if same and settings.neighbors == "cross_sequence":
+        return query_table.sequence[queries] == bank_table.sequence[members]
+    out = (queries == members) & (same and not settings.include_self)
+    if settings.neighbors == "same_token" and query_table.token is not None and bank_table.token is not None:
+        out = out | (query_table.token[queries] != bank_table.token[members])
+    return out
+
+
 class _Group:
     """One search: queries (rows of the query table) among members (rows of the bank table)."""
 
@@ -153,6 +170,7 @@ class _Group:
         same: bool,
     ) -> None:
         self.space, self.queries, self.members, self.settings = space, queries, members, settings
+        self.query_table, self.bank_table, self.same = query_table, bank_table, same
         self.leave_self_out = same and not settings.include_self
         self.other_sequence = same and settings.neighbors == "cross_sequence"
         self.query_sequence, self.bank_sequence = query_table.sequence, bank_table.sequence
@@ -164,12 +182,7 @@ class _Group:
 
     def forbidden(self, queries: Int[Tensor, "*q"], members: Int[Tensor, "*m"]) -> Bool[Tensor, "*pair"]:
         """Pairs that the rules exclude."""
-        if self.other_sequence:
-            return self.query_sequence[queries] == self.bank_sequence[members]
-        out = (queries == members) & self.leave_self_out
-        if self.settings.neighbors == "same_token" and self.query_token is not None and self.bank_token is not None:
-            out = out | (self.query_token[queries] != self.bank_token[members])
-        return out
+        return forbidden(self.query_table, self.bank_table, self.settings, self.same, queries, members)
 
     def run(self, ids: Tensor, distances: Tensor, half: bool) -> dict[str, Any]:
         """Fill the rows of the group's queries; say what was used."""

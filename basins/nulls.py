@@ -16,14 +16,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.activations import check_mask
 from basins.errors import BasinsError, choose
-from basins.neighbors import TokenTable, table_of
+from basins.neighbors import TokenTable, forbidden, table_of
 from basins.pushing import Place, places
 from basins.scores import LEAST_DISTINCT, BasinScores, variance
+from basins.settings import SETTING_NAMES, ScorerSettings
 
 RANDOM_NEIGHBORS, TRANSPLANTED, ISOTROPIC = NULLS = (
     "random neighbours",
@@ -54,6 +55,7 @@ def null_scores(
     mask = check_mask(attention_mask, (tokens.shape[0], tokens.shape[1]))
     table = table_of(mask, tokens, scores.settings["exclude_first"])
     measured: dict[str, list[dict[str, Tensor]]] = {null: [] for null in wanted}
+    settings = ScorerSettings(**{name: scores.settings[name] for name in SETTING_NAMES})
     dtype = getattr(torch, scores.settings["dtype"])
     precision = scores.settings["precision"]
     for place in places(model, tokens, mask, scores.layers, dtype=dtype, precision=precision, seed=seed):
@@ -62,7 +64,7 @@ def null_scores(
         eligible = donors_of(scores, i)
         for null in wanted:
             draws = generator(seed, place.layer, NULLS.index(null))
-            measured[null].append(_measure(null, place, ids, eligible, table, scores.settings, draws))
+            measured[null].append(_measure(null, place, ids, eligible, table, settings, draws))
     return {null: _assemble(null, parts, scores, seed) for null, parts in measured.items()}
 
 
@@ -94,7 +96,7 @@ def _measure(
     ids: Int[Tensor, "token k"],
     eligible: Int[Tensor, "donor"],
     table: TokenTable,
-    settings: dict[str, Any],
+    settings: ScorerSettings,
     draws: torch.Generator,
 ) -> dict[str, Tensor]:
     """Variances, ids and distances of one null at one layer, a row a token."""
@@ -102,7 +104,7 @@ def _measure(
     queries = (ids[:, 0] >= 0).nonzero()[:, 0]
     drawn, donor = torch.full_like(ids, -1), queries
     if null == RANDOM_NEIGHBORS:
-        drawn = random_neighbors(table, ids.shape[1], settings["neighbors"], settings["include_self"], draws)
+        drawn = random_neighbors(table, settings, draws)
         drawn = drawn.masked_fill((ids[:, :1] < 0), -1)
     elif null == TRANSPLANTED:
         donor = other_token(queries, eligible, draws)
@@ -134,37 +136,20 @@ def push_clouds(
     return place.push(clouds.flatten(0, 1), queries.repeat_interleave(k)).view(clouds.shape)
 
 
-def random_neighbors(
-    table: TokenTable, k: int, neighbors: str, include_self: bool, draws: torch.Generator
-) -> Int[Tensor, "token k"]:
-    """k different states for every usable token, each subset of those the rule allows equally likely; -1: too few."""
-    n = len(table.usable)
+def random_neighbors(table: TokenTable, settings: ScorerSettings, draws: torch.Generator) -> Int[Tensor, "token k"]:
+    """k different states for every usable token, each subset of those the rules allow equally likely; -1: too few."""
+    n, k = len(table.usable), settings.k
     found = torch.full((n, k), -1, dtype=torch.long)
-    queries = table.usable.nonzero()[:, 0]
+    queries, members = table.usable.nonzero()[:, 0], torch.arange(n)
     for some in queries.split(max(1, PAIRS_AT_ONCE // n)):
-        keys = torch.rand(len(some), n, generator=draws).masked_fill(~allowed(table, some, neighbors, include_self), 2)
+        out = forbidden(table, table, settings, True, some[:, None], members[None, :]) | ~table.usable
+        keys = torch.rand(len(some), n, generator=draws).masked_fill(out, 2)
         if k > n:
             continue
         smallest = keys.topk(k, largest=False, sorted=True)
         enough = smallest.values[:, -1] < 2
         found[some[enough]] = smallest.indices[enough]
     return found
-
-
-def allowed(
-    table: TokenTable, queries: Int[Tensor, "query"], neighbors: str, include_self: bool
-) -> Bool[Tensor, "query token"]:
-    """Which tokens may be whose neighbours (section 4 of the design): the rule of `find_neighbors`."""
-    everyone = table.usable[None, :].expand(len(queries), -1)
-    if neighbors == "cross_sequence":
-        return everyone & (table.sequence[queries, None] != table.sequence[None, :])
-    if not include_self:
-        everyone = everyone & (queries[:, None] != torch.arange(len(table.usable))[None, :])
-    if neighbors == "same_token":
-        if table.token is None:
-            raise BasinsError('neighbors="same_token" needs the token ids.')
-        everyone = everyone & (table.token[queries, None] == table.token[None, :])
-    return everyone
 
 
 def other_token(

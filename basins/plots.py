@@ -6,6 +6,7 @@ Figures are made without pyplot: no global state, nothing to close. matplotlib l
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from basins.errors import BasinsError, MissingExtra
 from basins.scores import LEAST_DISTINCT
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -189,6 +191,20 @@ def layer_axis(axes: Axes, label: str = "layer") -> None:
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(label, fontsize=FONT)
+
+
+def heat_map(figure: Figure, axes: Axes, table: pd.DataFrame, full: float, colours: str, digits: int) -> None:
+    """A cell with its number for each row and layer of `table`; colours are full at -`full` and `full`."""
+    image = axes.imshow(table.to_numpy(), vmin=-full, vmax=full, cmap=colours, aspect="auto")
+    axes.set_yticks(range(len(table)), list(table.index), fontsize=FONT - 1)
+    axes.set_xticks(range(table.shape[1]), list(table.columns), fontsize=FONT - 1)
+    for i, row in enumerate(table.to_numpy()):
+        for j, value in enumerate(row):
+            if not math.isnan(value):
+                ink = "white" if abs(value) > 0.6 * full else "black"
+                axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=FONT - 2, color=ink)
+    axes.set_xlabel("layer", fontsize=FONT)
+    figure.colorbar(image, ax=axes).ax.tick_params(labelsize=FONT - 1)
 
 
 def add_legend(axes: Axes, size: int = FONT - 2) -> None:

@@ -18,14 +18,11 @@ from basins.activations import MEMORY_BUDGET, CacheStates, check_finite, check_m
 from basins.block_calls import dummy_tokens
 from basins.corpus import check_room
 from basins.errors import BasinsError
-from basins.lens import as_found, block_device, block_dtype, check_layers
+from basins.lens import as_found, block_device, block_dtype, check_layers, measuring_dtype
 from basins.rerun import Replay, run_context
 from basins.selfcheck import SelfCheck
 from basins.sources import CacheSource, Source, SweepSource, record_chunks
-from basins.transition import check_next_layer
-
-# Floats of the patched states of one call.
-PATCH_FLOATS = {"cpu": 2**20, "cuda": 2**25}
+from basins.transition import check_next_layer, patch_floats
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,7 @@ class Place:
         context = self.states[chunk.rows, : chunk.length].to(device, dtype)
         path, call = self.source.paths[self.layer].path, chunk.calls[self.layer]
         replay = Replay(self.model, path, call, context, chunk.attention_mask, self.precision)
-        floats = PATCH_FLOATS.get(device.type, PATCH_FLOATS["cpu"])
-        step = max(1, floats // (len(taken) * states.shape[1]))
+        step = max(1, patch_floats(device) // (len(taken) * states.shape[1]))
         for some in torch.arange(taken.shape[1]).split(step):
             part, kept = taken[:, some], wanted[:, some]
             pushed = replay.outputs(states[part.to(states.device)].to(device, dtype), at[:, some].to(device))
@@ -104,7 +100,7 @@ def places(
         raise BasinsError("tokens is None. Pass token ids, one row a sequence.")
     check_room(model, ids)
     mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
-    dtype = dtype or _wide(model)
+    dtype = dtype or measuring_dtype(model)
     with as_found(model):
         source = SweepSource(model, ids, mask, wanted, dtype, batch_size, memory_budget, rerun=False)
         source.paths = SelfCheck(model, seed).paths(ids, mask, tuple(range(wanted[0], wanted[-1] + 1)))
@@ -135,7 +131,7 @@ def places_of_cache(
     cached = CacheStates(cache, model)
     given = check_tokens(tokens, cached.shape)
     mask = check_mask(attention_mask, cached.shape)
-    dtype = dtype or _wide(model)
+    dtype = dtype or measuring_dtype(model)
     for layer in wanted:
         check_finite(cached.layer(layer), mask.bool(), layer)
     with as_found(model):
@@ -155,7 +151,3 @@ def places_of_cache(
                 if known is not None:
                     check_next_layer(chunk, layer, context, outputs, known, own)
             yield Place(model, layer, states, outputs if known is None else known.to(states), source, precision)
-
-
-def _wide(model: Any) -> torch.dtype:
-    return torch.float64 if block_dtype(model, 0) == torch.float64 else torch.float32

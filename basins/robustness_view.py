@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from basins.experiments.frames import where
 from basins.experiments.primary import PRIMARY
-from basins.importance_view import SEQUENCES, TABLE, ranks_as_colour, side_by_side
-from basins.tokens_view import STYLE
+from basins.pairs_view import SEQUENCES, page, ranks_as_colour, side_by_side
 
 if TYPE_CHECKING:
     from basins.experiments.robustness import Robustness
@@ -33,9 +31,5 @@ def token_page(found: Robustness) -> str:
     parts = [part for _, part in here.groupby("sequence") if part["right"].notna().any()][:SEQUENCES]
     row = found.verdicts.iloc[0]
     head = f"{measure}, layer {layer}: partial rank correlation {row['r']:.2f}, {row['grade']}"
-    title = f"{html.escape(name)}: compression beside {html.escape(measure)}"
     body = side_by_side(head, ("relative score", measure), parts, opened=True)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{STYLE}{TABLE}</head>'
-        f'<body class="basins-tokens"><h1>{title}</h1><p class="about">{html.escape(CAPTION)}</p>{body}</body></html>\n'
-    )
+    return page(f"{name}: compression beside {measure}", CAPTION, [body])

@@ -25,7 +25,7 @@ from basins.corpus import TokenBatch, check_room, tokenize
 from basins.decomposition import Decomposition, decompose
 from basins.errors import BasinsError
 from basins.fitted_bank import FittedBank
-from basins.lens import as_found, block_dtype, check_layers, check_model, model_name
+from basins.lens import as_found, check_layers, check_model, measuring_dtype, model_name
 from basins.neighbors import TokenTable, table_of
 from basins.progress import progress
 from basins.results import assemble, provenance
@@ -105,7 +105,7 @@ class BasinScorer:
         """In which distances and variances are computed."""
         if self.settings.dtype is not None:
             return getattr(torch, self.settings.dtype)
-        return torch.float64 if block_dtype(self.model, 0) == torch.float64 else torch.float32
+        return measuring_dtype(self.model)
 
     @property
     def fitted(self) -> bool:

@@ -89,8 +89,8 @@ def measure_transition(
     return result
 
 
-def _patch_floats(states: Tensor) -> int:
-    return PATCH_FLOATS.get(states.device.type, PATCH_FLOATS["cpu"])
+def patch_floats(device: torch.device) -> int:
+    return PATCH_FLOATS.get(device.type, PATCH_FLOATS["cpu"])
 
 
 def _variances(
@@ -110,7 +110,7 @@ def _look_up_all(
     """Variances of the neighbours' cached outputs, each in its own context. No block is run."""
     found = {name: states.new_full((len(ids),), float("nan")) for name in ("var_in", "var_out", "var_update")}
     scored = (ids[:, 0] >= 0).nonzero()[:, 0]
-    for some in scored.split(max(1, _patch_floats(states) // (settings.k * states.shape[1]))):
+    for some in scored.split(max(1, patch_floats(states.device) // (settings.k * states.shape[1]))):
         values = _variances(states[ids[some]], outputs[ids[some]], settings.normalize)
         for name, value in zip(found, values, strict=True):
             found[name][some] = value
@@ -154,7 +154,7 @@ def rerun_variances(
             settings.precision,
             None if context_ahead is None else context_ahead[chunk.rows, : chunk.length],
         )
-        per_call = max(1, _patch_floats(states) // (len(context) * settings.k * d_model))
+        per_call = max(1, patch_floats(states.device) // (len(context) * settings.k * d_model))
         for start in range(0, position.shape[1], per_call):
             at, real = position[:, start : start + per_call], where[:, start : start + per_call]
             last = int(at.max())

@@ -55,6 +55,14 @@ class TaggedText:
         start, stop = self.spans[number]
         return self.text[start:stop]
 
+    def sentence_texts(self) -> list[str]:
+        """The characters of each sentence, from its first word to its last."""
+        ends = {number: stop for number, (_, stop) in zip(self.sentences, self.spans, strict=True)}
+        starts: dict[int, int] = {}
+        for number, (start, _) in zip(self.sentences, self.spans, strict=True):
+            starts.setdefault(number, start)
+        return [self.text[starts[number] : ends[number]] for number in starts]
+
     def __len__(self) -> int:
         return len(self.spans)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_texts import nltk_with_data, real
 from text_tokenizers import unigram, with_tokenizer
+from transformers import AutoTokenizer
 
 from basins import pocket as shipped
 from basins.alignment import KINDS, PIECES, align
@@ -187,12 +188,7 @@ def test_two_thousand_gold_sentences(models, which):
     assert found.n_sentences > 2_000
     texts = [text.text for text in found.texts]
     tokenizers = dict(models)
-    try:
-        from transformers import AutoTokenizer
-
-        tokenizers["gpt2"] = with_tokenizer(AutoTokenizer.from_pretrained(real("gpt2-tokenizer")))
-    except pytest.skip.Exception:
-        pass  # two families are there without it
+    tokenizers["gpt2"] = with_tokenizer(AutoTokenizer.from_pretrained(real("gpt2-tokenizer")))
     for name, model in tokenizers.items():
         batch = tokenize(model, texts, max_length=128, long_texts="split")
         aligned = check(batch, list(found.texts))

@@ -21,7 +21,7 @@ from basins.errors import BasinsError
 from basins.experiments import layers
 from basins.experiments.frames import where
 from basins.experiments.layers_tables import dimensions, with_dimension
-from basins.experiments.layers_words import BY_DENSITY, HYPOTHESES, IN_NULL, NO_REPLICATION, verdicts
+from basins.experiments.layers_words import BY_DENSITY, HYPOTHESES, IN_NULL, NOT_REPLICATED, verdicts
 from basins.experiments.primary import GRADES, SCORES
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import sequences
@@ -198,7 +198,7 @@ def test_what_speaks_against_a_finding_lowers_its_grade():
     assert graded(null_mean=0.3).loc[HYPOTHESES[2], ["grade", "flags"]].tolist() == ["exploratory", IN_NULL]
     assert graded(left=0.1).loc[HYPOTHESES[0], ["grade", "flags"]].tolist() == ["exploratory", BY_DENSITY]
     other = graded(second_r=-0.6).loc[HYPOTHESES[0]]
-    assert other[["grade", "second_model", "flags"]].tolist() == ["exploratory", "differs", NO_REPLICATION]
+    assert other[["grade", "second_model", "flags"]].tolist() == ["exploratory", "differs", NOT_REPLICATED]
     weak = made()
     weak["trends"]["p"] = 0.03  # three hypotheses
     assert verdicts(weak, ["a", "b"], "random weights").set_index("name").loc[HYPOTHESES[0], "grade"] == "none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import reference
 import torch
 from block_models import model_of
 from test_fixed_points import cloud
@@ -37,6 +38,13 @@ def scored(name: str, padding: str, **settings):
     return model, tokens, mask, BasinScorer(model, **(SETTINGS | settings)).score_tokens(tokens, mask)
 
 
+def by_the_rule(tokens, mask, **rules) -> torch.Tensor:
+    """Who may be whose neighbour, pair by pair, as the reference has it; the first position is left out."""
+    flat = reference.tokens_of(mask, tokens, exclude_first=1)
+    n = mask.numel()
+    return torch.tensor([[reference.may_be_neighbor(i, j, flat, flat, **rules) for j in range(n)] for i in range(n)])
+
+
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
 @pytest.mark.parametrize("rule", ["same_layer", "cross_sequence", "same_token"])
 @pytest.mark.parametrize("include_self", [False, True])
@@ -45,12 +53,12 @@ def test_asked_for_all_that_the_rule_allows_random_neighbours_are_all_neighbours
     tokens = torch.randint(3, 6, mask.shape, generator=torch.Generator().manual_seed(0))
     table = table_of(mask, tokens, exclude_first=1)
     states = torch.randn(mask.numel(), 5)
+    allowed = by_the_rule(tokens, mask, neighbors=rule, include_self=include_self)
     for k in range(2, 30):
         settings = ScorerSettings(k=k, neighbors=rule, include_self=include_self, exclude_first=1)
         nearest = find_neighbors(states, table, states, table, settings, same=True).ids
-        drawn = random_neighbors(table, k, rule, include_self, torch.Generator().manual_seed(k))
+        drawn = random_neighbors(table, settings, torch.Generator().manual_seed(k))
         assert torch.equal(nearest[:, 0] >= 0, drawn[:, 0] >= 0)  # the same tokens have k
-        allowed = nulls.allowed(table, torch.arange(len(states)), rule, include_self) & table.usable[:, None]
         for row in (drawn[:, 0] >= 0).nonzero()[:, 0].tolist():
             assert len(set(drawn[row].tolist())) == k
             assert bool(allowed[row, drawn[row]].all())
@@ -60,14 +68,16 @@ def test_asked_for_all_that_the_rule_allows_random_neighbours_are_all_neighbours
 
 
 def test_every_allowed_state_is_drawn_as_often():
-    table = table_of(torch.ones(4, 6, dtype=torch.long), None, exclude_first=1)
+    mask = torch.ones(4, 6, dtype=torch.long)
+    table = table_of(mask, None, exclude_first=1)
+    settings = ScorerSettings(k=5, neighbors="cross_sequence", exclude_first=1)
     rng, n = torch.Generator().manual_seed(0), 600
     counts = torch.zeros(24, 24)
     for _ in range(n):
-        drawn = random_neighbors(table, 5, "cross_sequence", False, rng)
+        drawn = random_neighbors(table, settings, rng)
         counts[torch.arange(24)[:, None].expand(-1, 5)[drawn >= 0], drawn[drawn >= 0]] += 1
     share = 5 / 15
-    allowed = nulls.allowed(table, torch.arange(24), "cross_sequence", False) & table.usable[:, None]
+    allowed = by_the_rule(torch.zeros_like(mask), mask, neighbors="cross_sequence")
     assert bool((counts[~allowed] == 0).all())
     deviation = (counts[allowed] - n * share) / (n * share * (1 - share)) ** 0.5
     assert float(deviation.abs().max()) < 4.5

@@ -7,7 +7,7 @@ import torch
 from test_rerun import one_forward_per_neighbour, padded, some_tokens
 from tiny_models import tiny_model
 
-from basins import pushing
+from basins import transition
 from basins.errors import BasinsError
 from basins.pushing import places
 
@@ -15,7 +15,7 @@ from basins.pushing import places
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mamba"])
 def test_pushed_states_come_out_as_from_one_forward_pass_each(name, padding, monkeypatch):
-    monkeypatch.setitem(pushing.PATCH_FLOATS, "cpu", 256)  # several calls
+    monkeypatch.setitem(transition.PATCH_FLOATS, "cpu", 256)  # several calls
     model, tokens, mask = tiny_model(name), some_tokens(), padded(padding)
     rng = torch.Generator().manual_seed(3)
     real = mask.flatten().nonzero()[:, 0]

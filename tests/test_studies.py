@@ -11,8 +11,9 @@ import pytest
 import basins
 from basins import experiments
 from basins.errors import BasinsError
+from basins.experiments.primary import IN_NULL, NOISY, NOTHING
 from basins.studies.grades import overall
-from basins.studies.hypotheses import ABOUT, CONFOUNDED, NOISY, NOT_RUN, NOT_SHOWN, NOTHING, NULL, SHOWN, flags_of
+from basins.studies.hypotheses import ABOUT, CONFOUNDED, NOT_RUN, NOT_SHOWN, SHOWN, flags_of
 
 OPTIONS = {"importance": {"methods": ["attention"], "n_resamples": 100, "n_permutations": 100}}
 QUICK = {"second_model": None, "limit": 6, "layers": [1, 2], "parts": ["importance"], "options": OPTIONS}
@@ -111,7 +112,7 @@ def test_wrong_names_are_refused_before_anything_is_written(tmp_path):
 
 def table(*rows: tuple[str, str]) -> pd.DataFrame:
     """Hypotheses for which nulls were run: one that is flagged is shown by them."""
-    nulls = [SHOWN if NULL in flags else NOT_SHOWN for _, flags in rows]
+    nulls = [SHOWN if IN_NULL in flags else NOT_SHOWN for _, flags in rows]
     columns = [{"name": f"h{i}", "grade": grade, "flags": flags} for i, (grade, flags) in enumerate(rows)]
     return pd.DataFrame(columns).assign(part="importance", null=nulls)
 
@@ -124,16 +125,16 @@ def table(*rows: tuple[str, str]) -> pd.DataFrame:
         ([("moderate", ""), ("none", "")], "exploratory"),  # one is not several
         ([("moderate", ""), ("moderate", "")], "moderate"),
         ([("strong", ""), ("none", "")], "strong"),
-        ([("strong", NULL), ("moderate", ""), ("none", "")], "exploratory"),
-        ([("strong", f"{NOISY}; {NULL}"), ("none", "")], "weak"),
-        ([("moderate", ""), ("moderate", NULL)], "exploratory"),
+        ([("strong", IN_NULL), ("moderate", ""), ("none", "")], "exploratory"),
+        ([("strong", f"{NOISY}; {IN_NULL}"), ("none", "")], "weak"),
+        ([("moderate", ""), ("moderate", IN_NULL)], "exploratory"),
     ],
 )
 def test_the_grade_follows_the_rules(rows, grade):
     found, why = overall(table(*rows))
     assert found == grade
     assert why.endswith(".")
-    assert ("a null shows too" in why or "by a null too" in why) == any(NULL in flags for _, flags in rows)
+    assert ("a null shows too" in why or "by a null too" in why) == any(IN_NULL in flags for _, flags in rows)
 
 
 def test_without_a_null_nothing_is_better_than_exploratory():

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from basins.scores import BasinScores
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Finding:
-    """The part that experiments have in common. What draws them is known by name only: it stays downstream."""
+    """The part that experiments have in common. What draws them is known by name only: it stays downstream.
+
+    `verdicts`: a row a hypothesis, the best grade first. `tokens`: for each model all columns of every (layer,
+    sequence, position). `reading` says what was found in a paragraph, also when it is nothing.
+    """
 
     verdicts: pd.DataFrame
+    tokens: Mapping[str, pd.DataFrame] = field(repr=False)
+    scores: Mapping[str, BasinScores] = field(repr=False)
     reading: str
     grade: str
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(repr=False)
 
     def __str__(self) -> str:
         table = self.verdicts.round(3).to_string(index=False)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments import importance_tables as tables
 from basins.experiments.finding import Finding
 from basins.experiments.importance_measures import SIGNED, check_methods, measure
 from basins.experiments.importance_words import read_out, verdicts
-from basins.experiments.loaded import load_models
+from basins.experiments.loaded import about_model, load_models
 from basins.experiments.primary import PRIMARY, SCORER, SCORES, THRESHOLDS, in_words
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import Sequences, sequences
@@ -28,7 +27,7 @@ FOR_HALVES = {"n_resamples": 100}
 QUESTION = "Do tokens that matter to the model sit where its blocks compress less?"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Importance(Finding):
     """What the experiment found. Every table is tidy; `reading` says it in a paragraph, also when it is nothing.
 
@@ -42,12 +41,6 @@ class Importance(Finding):
     correlations: pd.DataFrame
     quartiles: pd.DataFrame
     agreement: pd.DataFrame
-    verdicts: pd.DataFrame
-    tokens: Mapping[str, pd.DataFrame] = field(repr=False)
-    scores: Mapping[str, BasinScores] = field(repr=False)
-    reading: str
-    grade: str
-    settings: dict[str, Any] = field(repr=False)
 
     def mean_agreement(self) -> pd.DataFrame:
         """Each method's rank correlation with ablation, averaged over layers: a row for each model and method."""
@@ -172,7 +165,14 @@ def importance(
     reading = read_out(correlations, merged["agreement"], judged, settings)
     grade = judged["grade"].iloc[0] if len(judged) else "none"
     return Importance(
-        correlations, merged["quartiles"], merged["agreement"], judged, frames, scores, reading, grade, settings
+        correlations=correlations,
+        **merged,
+        verdicts=judged,
+        tokens=frames,
+        scores=scores,
+        reading=reading,
+        grade=grade,
+        settings=settings,
     )
 
 
@@ -186,8 +186,7 @@ def _rescored(
 
 
 def _about(scores: BasinScores, rows: Sequences, left_out: dict[str, list[int]]) -> dict[str, Any]:
-    kept = ("model_fingerprint", "model_dtype", "weight_processing", "n_layers", "d_model", "device", "replay")
-    return {name: scores.settings[name] for name in kept} | {
+    return about_model(scores) | {
         "sequences": len(rows.batch),
         "clusters": int(rows.cluster.unique().numel()),
         "cluster": rows.unit,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from basins.experiments.importance_measures import COSTLY, SIGNED
 from basins.experiments.primary import PRIMARY, SCORES
 from basins.experiments.token_columns import CONFOUNDS, Aligned, align
-from basins.stats import Cell, correct, correlation_grid, quartile_contrast, spearman
+from basins.stats import Cell, corrected_p, correlation_grid, quartile_contrast, spearman
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,9 +54,7 @@ def correlations(
             **statistics,
         )
         found += [(aligned.layers[cell.layer], cell) for cell in cells]
-    q = correct(
-        [dataclasses.replace(c.partial, p_corrected=math.nan, correction="") for _, c in found], "benjamini-hochberg"
-    )
+    q = corrected_p((cell.partial.p for _, cell in found), "benjamini-hochberg")
     rows = []
     for (layer, cell), over_all in zip(found, q, strict=True):
         raw, partial = cell.raw, cell.partial
@@ -65,7 +62,7 @@ def correlations(
         row |= {"n_tokens": raw.n_tokens, "n_clusters": raw.n_clusters, "rho": raw.estimate}
         row |= {"rho_low": raw.interval[0], "rho_high": raw.interval[1], "partial": partial.estimate}
         row |= {"partial_low": partial.interval[0], "partial_high": partial.interval[1], "p": partial.p}
-        row |= {"p_corrected": min(1.0, len(groups) * partial.p_corrected), "q": over_all.p_corrected}
+        row |= {"p_corrected": min(1.0, len(groups) * partial.p_corrected), "q": float(over_all)}
         rows.append(row | {"reason": partial.reason or raw.reason})
     return pd.DataFrame(rows), left_out
 

@@ -13,6 +13,7 @@ from basins.experiments.primary import (
     STRONG_P,
     STRONG_R,
 )
+from basins.experiments.primary import THRESHOLDS as THRESHOLDS  # those of this experiment are everybody's base
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from jaxtyping import Int
-from torch import Tensor
 
 from basins.experiments import layers_tables as tables
 from basins.experiments.finding import Finding
 from basins.experiments.layers_sample import measure_sample
 from basins.experiments.layers_trends import depth_trend, sign_flips, signed_ranks, without_density
 from basins.experiments.layers_words import THRESHOLDS, curves, read_out, verdicts
-from basins.experiments.loaded import load_models
+from basins.experiments.loaded import about_model, load_models
 from basins.experiments.primary import PRIMARY, SCORER, in_words
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import Sequences, sequences
@@ -34,7 +30,7 @@ NULL = "random weights"
 TABLES = ("profile", "correlations", "dimension", "overlap", "shares", "local", "sinks", "trends", "differences")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Layers(Finding):
     """What the experiment found: tidy tables with a column `model`; `random weights` is the first model, untrained.
 
@@ -45,7 +41,6 @@ class Layers(Finding):
     `trends`: scores along depth. `differences`: re-run less lookup. `curve`: mean relative scores, for a summary.
     """
 
-    verdicts: pd.DataFrame
     profile: pd.DataFrame
     correlations: pd.DataFrame
     dimension: pd.DataFrame
@@ -56,11 +51,6 @@ class Layers(Finding):
     trends: pd.DataFrame
     differences: pd.DataFrame
     curve: pd.DataFrame
-    tokens: Mapping[str, pd.DataFrame] = field(repr=False)
-    scores: Mapping[str, BasinScores] = field(repr=False)
-    reading: str
-    grade: str
-    settings: dict[str, Any] = field(repr=False)
 
     def summary_tables(self) -> dict[str, pd.DataFrame]:
         """Title -> the tables that a terminal shows."""
@@ -160,7 +150,7 @@ def layers(
     judged = verdicts(whole_tables, list(loaded), NULL)
     reading = read_out(whole_tables, judged, settings)
     curve = curves(whole_tables["profile"])
-    return Layers(judged, **whole_tables, curve=curve, tokens=frames, scores=scores, reading=reading,
+    return Layers(verdicts=judged, **whole_tables, curve=curve, tokens=frames, scores=scores, reading=reading,
         grade=str(judged["grade"].iloc[0]), settings=settings,
     )  # fmt: skip
 
@@ -225,7 +215,7 @@ def _untrained(
     model: Any, rows: Sequences, wanted: tuple[int, ...], analysis: dict[str, Any], n: int, statistics: Any, store: Any
 ) -> dict[str, Any]:
     """The same tables of some rows in a model of the same architecture that has learnt nothing."""
-    some = _some(rows, rows.sample(n, statistics["seed"]))
+    some = rows.only(rows.sample(n, statistics["seed"]))
     null = random_weights(model, statistics["seed"])
     scores = store.score_batch(BasinScorer(null, **analysis), some.batch, wanted)
     frame = score_frame(scores, token_facts(null, some, wanted))
@@ -233,22 +223,8 @@ def _untrained(
     return _tables(scores, tables.with_dimension(frame, scores), few)
 
 
-def _some(rows: Sequences, chosen: Int[Tensor, "row"]) -> Sequences:
-    """Some of the rows as texts of their own."""
-    batch = rows.batch
-    part = replace(
-        batch,
-        tokens=batch.tokens[chosen],
-        attention_mask=batch.attention_mask[chosen],
-        offsets=batch.offsets[chosen],
-        text_ids=tuple(batch.text_ids[row] for row in chosen.tolist()),
-    )
-    return Sequences(part, rows.cluster[chosen], rows.unit, rows.repeated[chosen])
-
-
 def _about(scores: BasinScores, rows: Sequences) -> dict[str, Any]:
-    kept = ("model_fingerprint", "model_dtype", "weight_processing", "n_layers", "d_model", "device", "replay")
-    return {name: scores.settings[name] for name in kept} | {
+    return about_model(scores) | {
         "sequences": len(rows.batch),
         "clusters": int(rows.cluster.unique().numel()),
         "cluster": rows.unit,

@@ -6,18 +6,27 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
-from basins.experiments.primary import GRADES, MODERATE_P, MODERATE_R, PRIMARY, STRONG_P, STRONG_R
+from basins.experiments.primary import (
+    BY_DENSITY,
+    GRADES,
+    IN_NULL,
+    MODERATE_P,
+    MODERATE_R,
+    NOISY,
+    NOT_REPLICATED,
+    NOTHING,
+    PRIMARY,
+    STRONG_P,
+    STRONG_R,
+    WIDE,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HYPOTHESES = ("relative score changes with depth", "relative score follows density", "re-run differs from lookup")
 DESCRIPTION = "raw score repeats density"
-# The 95% interval of r; a wider one cannot tell a moderate effect from none.
-NOISY = 2 * MODERATE_R
 AGREES, DIFFERS, NOT_RUN = "agrees", "differs", "not run"
-NO_SURVIVOR, NO_REPLICATION, TOO_NOISY = "nothing survives correction", "does not replicate", "too noisy"
-BY_DENSITY, IN_NULL = "explained by density", "a null shows it too"
 THRESHOLDS = (
     f"strong: |r| > {STRONG_R} with corrected p < {STRONG_P} on both models, in the same direction; moderate: |r| > "
     f"{MODERATE_R} with corrected p < {MODERATE_P}, and not the opposite on the second model; exploratory: corrected p "
@@ -60,7 +69,7 @@ def _judge(name: str, found: dict[str, Any], models: list[str], null: str) -> di
     rows = [row for row in _candidates(name, found, models[0]).to_dict("records") if row["r"] == row["r"]]
     if not rows:
         empty: dict[str, Any] = {"name": name, "grade": "none"} | dict.fromkeys(("layer", "r", "low", "high"), math.nan)
-        return empty | {"p_corrected": math.nan, "second_model": NOT_RUN, "flags": TOO_NOISY}
+        return empty | {"p_corrected": math.nan, "second_model": NOT_RUN, "flags": NOISY}
     best = max(rows, key=lambda row: abs(row["r"]))
     verdict: dict[str, Any] = {"name": name, "grade": "none"}
     verdict |= {column: best[column] for column in ("layer", "r", "low", "high")}
@@ -69,12 +78,12 @@ def _judge(name: str, found: dict[str, Any], models: list[str], null: str) -> di
     second = _nearest(name, found, models[1], best["layer"], depth) if len(models) > 1 else None
     verdict["second_model"] = NOT_RUN if second is None else (AGREES if _same(best, second) else DIFFERS)
     flags = []
-    if not best["high"] - best["low"] <= NOISY:
-        flags.append(TOO_NOISY)
+    if not best["high"] - best["low"] <= WIDE:
+        flags.append(NOISY)
     if not verdict["p_corrected"] < MODERATE_P:
-        flags.append(NO_SURVIVOR)
+        flags.append(NOTHING)
     if verdict["second_model"] == DIFFERS:
-        flags.append(NO_REPLICATION)
+        flags.append(NOT_REPLICATED)
     if name == HYPOTHESES[0] and _by_density(best, found, models[0]):
         flags.append(BY_DENSITY)
     # Of pairs r says only how often the difference is above 0; how large it is tells models apart.
@@ -110,7 +119,7 @@ def _by_density(best: dict[str, Any], found: dict[str, Any], model: str) -> bool
 
 
 def _grade(verdict: dict[str, Any], flags: list[str], second: dict[str, Any] | None) -> str:
-    if NO_SURVIVOR in flags:
+    if NOTHING in flags:
         return "none"
     if flags or not abs(verdict["r"]) > MODERATE_R:
         return "exploratory"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from basins.experiments.finding import Finding
 from basins.experiments.frames import where
 from basins.experiments.linguistic_tokens import CONFOUNDS, LEAST, full_layers, tagged_rows, with_words, word_frame
 from basins.experiments.linguistic_words import THRESHOLDS, effects, read_out, verdicts
-from basins.experiments.loaded import load_models
+from basins.experiments.loaded import about_model, load_models
 from basins.experiments.primary import PRIMARY, SCORER, SCORES, in_words
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.token_columns import score_frame, token_facts
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 QUESTION = "Do a model's blocks compress parts of speech differently?"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Linguistic(Finding):
     """What the experiment found. Every table is tidy; `reading` says it in a paragraph, also when it is nothing.
 
@@ -47,12 +47,6 @@ class Linguistic(Finding):
     effects: pd.DataFrame
     alignment: pd.DataFrame
     curve: pd.DataFrame
-    verdicts: pd.DataFrame
-    tokens: Mapping[str, pd.DataFrame] = field(repr=False)
-    scores: Mapping[str, BasinScores] = field(repr=False)
-    reading: str
-    grade: str
-    settings: dict[str, Any] = field(repr=False)
 
     def summary_tables(self) -> dict[str, pd.DataFrame]:
         """Title -> the tables that a terminal shows."""
@@ -185,9 +179,8 @@ def linguistic(
 
 
 def _about(scores: BasinScores, frame: Any) -> dict[str, Any]:
-    kept = ("model_fingerprint", "model_dtype", "weight_processing", "n_layers", "d_model", "device", "replay")
     tested = frame[frame["tested"]].drop_duplicates(["sequence", "position"])
-    return {name: scores.settings[name] for name in kept} | {
+    return about_model(scores) | {
         "sequences": int(frame["sequence"].nunique()),
         "tokens": len(frame.drop_duplicates(["sequence", "position"])),
         "tested_tokens": len(tested),

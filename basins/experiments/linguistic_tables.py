@@ -12,7 +12,7 @@ from basins.experiments.frames import where
 from basins.experiments.linguistic_regression import dummies, partial_eta_interval, regress, within
 from basins.experiments.linguistic_tokens import CONFOUNDS, LEAST
 from basins.experiments.primary import PRIMARY, SCORES
-from basins.stats import anova, correct, kruskal, partial, point_biserial
+from basins.stats import anova, corrected_p, kruskal, partial, point_biserial
 from basins.stats.result import Statistic
 from basins.words import NOUNS, VERBS, is_function
 
@@ -209,8 +209,6 @@ def corrected(tags: pd.DataFrame, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd
     tags, pairs = tags.copy(), pairs.copy()
     for primary in (True, False):
         places = [(table, i) for table in (tags, pairs) for i in table.index[table["primary"] == primary]]
-        ps = [float(table.loc[i, "p"]) for table, i in places]
-        found = correct([Statistic("", "", math.nan, (math.nan, math.nan), 0, 0, p=p) for p in ps], "holm")
-        for (table, i), one in zip(places, found, strict=True):
-            table.loc[i, "p_corrected"] = one.p_corrected
+        for (table, i), p in zip(places, corrected_p(table.loc[i, "p"] for table, i in places), strict=True):
+            table.loc[i, "p_corrected"] = p
     return tags, pairs

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
 from basins.experiments.linguistic_tables import FUNCTION, HYPOTHESES, NOUN, TAGS
-from basins.experiments.primary import GRADES, MODERATE_P, MODERATE_R, PRIMARY, STRONG_P, STRONG_R
+from basins.experiments.primary import (
+    BY_DENSITY,
+    BY_PLACE,
+    GRADES,
+    MODERATE_P,
+    MODERATE_R,
+    NOISY,
+    NOT_REPLICATED,
+    NOTHING,
+    PRIMARY,
+    STRONG_P,
+    STRONG_R,
+    WIDE,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +37,6 @@ COLUMNS = (
     *("name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "flags"),
     *("r_plain", "r_density", "n_tokens", "direction"),
 )
-NOISY = 0.2  # half of an interval's width
 DIRECTIONS = {FUNCTION: ("function words", "content words"), NOUN: ("nouns", "verbs")}
 SAME_TOKEN = 0.05  # a difference in the share of neighbours that are the same token that the reading mentions
 
@@ -76,7 +88,7 @@ def _judge(effect: pd.DataFrame, name: str, depths: dict[str, int]) -> dict[str,
     first = where(effect, model=models[0], name=name, score=PRIMARY)
     first = first[first["r"].notna()]
     if first.empty:
-        nothing = {"name": name, "grade": "none", "second_model": "not run", "flags": "too noisy", "direction": ""}
+        nothing = {"name": name, "grade": "none", "second_model": "not run", "flags": NOISY, "direction": ""}
         return dict.fromkeys(COLUMNS, math.nan) | nothing
     rows: list[dict[str, Any]] = first.to_dict("records")
     for row in rows:
@@ -125,21 +137,20 @@ def _flags(best: dict[str, Any], plain: dict[str, Any], second: str) -> list[str
     """Red flags. `plain`: the layer that one would report without confounds; what explains it away is a flag unless
     the layer reported instead is at least moderate without the confounds."""
     flags = []
-    half = (best["high"] - best["low"]) / 2
-    if not half <= NOISY:
-        flags.append("too noisy")
+    if not best["high"] - best["low"] <= WIDE:
+        flags.append(NOISY)
     if not best["p_corrected"] < MODERATE_P:
-        flags.append("nothing survives correction")
+        flags.append(NOTHING)
     if second == "differs":
-        flags.append("does not replicate")
+        flags.append(NOT_REPLICATED)
     if best["grade"] in ("strong", "moderate"):
         return flags
     sign, size = math.copysign(1, plain["r_plain"]), abs(plain["r_plain"])
     if size > MODERATE_R / 2:
         if plain["r_density"] * sign < size / 2:
-            flags.append("explained by density")
+            flags.append(BY_DENSITY)
         elif plain["r"] * sign < size / 2:
-            flags.append("explained by frequency or position")
+            flags.append(BY_PLACE)
     return flags
 
 

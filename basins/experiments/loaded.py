@@ -9,6 +9,7 @@ from typing import Any
 from basins.errors import BasinsError
 from basins.lens import check_model, model_name
 from basins.models import load_model
+from basins.scores import BasinScores
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,9 @@ def load_models(model: Any, second: Any) -> dict[str, Any]:
             raise BasinsError(f"Both models are {name!r}. The second one shows whether a finding holds elsewhere.")
         loaded[name] = found
     return loaded
+
+
+def about_model(scores: BasinScores) -> dict[str, Any]:
+    """For the record of an experiment: which model gave these scores, and how its blocks were re-run."""
+    kept = ("model_fingerprint", "model_dtype", "weight_processing", "n_layers", "d_model", "device", "replay")
+    return {name: scores.settings[name] for name in kept}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from basins.experiments import memorization_tables as tables
 from basins.experiments.finding import Finding
-from basins.experiments.loaded import load_models
+from basins.experiments.loaded import NamedModel, about_model, load_models
 from basins.experiments.memorization_measures import Measured, depths, measure
 from basins.experiments.memorization_passages import WINDOW, Passages, from_file, natural, planted, with_plain
 from basins.experiments.memorization_training import train
@@ -19,7 +19,6 @@ from basins.experiments.primary import SCORER, in_words
 from basins.experiments.score_store import ScoreStore
 from basins.lens import check_layers
 from basins.scorer import BasinScorer
-from basins.scores import BasinScores
 from basins.settings import versions, whole
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ QUESTION = "Do memorised sequences compress differently, and does that say more 
 POCKETS = ("pocket", "pocket-mini")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Memorization(Finding):
     """What the experiment found. Every table is tidy and has a column `model`; absent parts are empty tables.
 
@@ -53,13 +52,7 @@ class Memorization(Finding):
     effect: pd.DataFrame
     by_exposures: pd.DataFrame
     dynamics: pd.DataFrame
-    verdicts: pd.DataFrame
     matrices: Mapping[str, pd.DataFrame] = field(repr=False)
-    tokens: Mapping[str, pd.DataFrame] = field(repr=False)
-    scores: Mapping[str, BasinScores] = field(repr=False)
-    reading: str
-    grade: str
-    settings: dict[str, Any] = field(repr=False)
 
     def summary_tables(self) -> dict[str, pd.DataFrame]:
         """Title -> the tables that a terminal shows."""
@@ -110,7 +103,7 @@ def memorization(
         store: scores that other experiments have computed already.
     """
     whole("n_seeds", n_seeds, 1, "each is run with both halves.")
-    chosen = _passages(model, passages)
+    chosen = _passages(model.name if isinstance(model, NamedModel) else model, passages)
     if plain is not None:
         chosen = with_plain(chosen, plain, seed=seed)
     size = window if window is not None else WINDOW.get(chosen.kind, WINDOW["natural"])
@@ -184,9 +177,8 @@ def _analyse(
 
 
 def _about(found: Measured, layers: tuple[int, ...]) -> dict[str, Any]:
-    kept = ("model_fingerprint", "model_dtype", "weight_processing", "n_layers", "d_model", "device", "replay")
     labels = found.labels.settings
-    return {name: found.scores.settings[name] for name in kept} | {
+    return about_model(found.scores) | {
         "tokens_scored": int(found.scores.values[0].isfinite().sum()),
         "excluded": int(labels["n_excluded"]),
         "decoding": labels.get("decoding"),

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from basins.conllu import read_conllu
 from basins.corpus import TokenBatch, read_texts, tokenize
 from basins.errors import BasinsError
 
@@ -95,7 +96,11 @@ def with_plain(passages: Passages, path: str | Path, n: int = 60, seed: int = 0)
     name = path.stem
     if name in passages.group:
         raise BasinsError(f"{path} would make a group {name!r}, which there is already. Rename the file.")
-    documents = _sentences(path) if path.suffix == ".conllu" else [[text] for text in read_texts(path)]
+    documents = (
+        [text.sentence_texts() for text in read_conllu(path).texts]
+        if path.suffix == ".conllu"
+        else [[text] for text in read_texts(path)]
+    )
     pieces = [piece for document in documents if (piece := _piece(document))]
     if len(pieces) < 2:
         raise BasinsError(f"{path} has {len(pieces)} pieces of {WORDS[0]} to {WORDS[1]} words; at least 2 are needed.")
@@ -110,19 +115,6 @@ def with_plain(passages: Passages, path: str | Path, n: int = 60, seed: int = 0)
         contrasts=(*passages.contrasts, Contrast(f"{first[0]} against {name}", first, (name,))),
         about=f"{passages.about}; {len(drawn)} pieces of {path.name}",
     )
-
-
-def _sentences(path: Path) -> list[list[str]]:
-    """The sentences of each document of a CoNLL-U file."""
-    if not path.is_file():
-        raise BasinsError(f"{path} does not exist.")
-    documents: list[list[str]] = [[]]
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# newdoc"):
-            documents.append([])
-        elif line.startswith("# text = "):
-            documents[-1].append(line.removeprefix("# text = ").strip())
-    return documents
 
 
 def _piece(sentences: list[str]) -> str | None:

@@ -37,3 +37,10 @@ THRESHOLDS = (
     f"direction in both halves; exploratory: corrected p < {MODERATE_P} but smaller, or not the same in both halves; "
     "none: nothing survives correction. r is the rank correlation that is left when the confounds are removed."
 )
+
+# Red flags: what speaks against a finding, named the same way in every experiment.
+NOISY, NOTHING, NOT_REPLICATED = "too noisy", "nothing survives correction", "does not replicate"
+BY_PLACE, BY_DENSITY = "explained by frequency or position", "explained by density"
+IN_NULL = "a null shows it too"
+# An interval this wide cannot tell a moderate effect from none, nor from a strong one.
+WIDE = 2 * MODERATE_R

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,7 +22,6 @@ from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import sequences
 from basins.experiments.token_columns import KEY, join
 from basins.lens import check_layers
-from basins.scores import BasinScores
 from basins.settings import versions, whole
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ QUESTION = "Does a finding survive the method's own choices, and do nulls show i
 REMOVED = {"density": ("density",), "frequency and position": ("log_frequency", "position", "position_bend")}
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Robustness(Finding):
     """What the experiment found. Every table is tidy; `reading` says it in a paragraph.
 
@@ -53,12 +51,6 @@ class Robustness(Finding):
     spreads: pd.DataFrame
     token_tests: pd.DataFrame
     curve: pd.DataFrame
-    verdicts: pd.DataFrame
-    tokens: Mapping[str, pd.DataFrame] = field(repr=False)
-    scores: Mapping[str, BasinScores] = field(repr=False)
-    reading: str
-    grade: str
-    settings: dict[str, Any] = field(repr=False)
 
     def summary_tables(self) -> dict[str, pd.DataFrame]:
         """Title -> the tables that a terminal shows."""

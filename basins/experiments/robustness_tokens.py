@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
 from basins.experiments.robustness_subject import Subject
 from basins.scores import BasinScores
-from basins.stats import Statistic, correct
+from basins.stats import corrected_p
 from basins.token_nulls import token_tests
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from basins.token_nulls import TokenTests
 
 CORRECTION = "benjamini-hochberg"
 
@@ -49,18 +46,7 @@ def token_table(
             "p": found.p.numpy(),
         }
     )
-    return frame.assign(p_corrected=_corrected(found))
-
-
-def _corrected(found: TokenTests) -> list[float]:
-    blank = Statistic("transplanted", "", math.nan, (math.nan, math.nan), 1, 1)
-    corrected = [math.nan] * len(found.p)
-    for layer in found.layer.unique().tolist():
-        rows = (found.layer == layer).nonzero()[:, 0].tolist()
-        tests = correct([dataclasses.replace(blank, p=float(found.p[row])) for row in rows], CORRECTION)
-        for row, test in zip(rows, tests, strict=True):
-            corrected[row] = test.p_corrected
-    return corrected
+    return frame.assign(p_corrected=frame.groupby("layer")["p"].transform(lambda p: corrected_p(p, CORRECTION)))
 
 
 def noise_share(tests: pd.DataFrame, frame: pd.DataFrame, layer: int) -> float:

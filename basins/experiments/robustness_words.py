@@ -6,7 +6,20 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
-from basins.experiments.primary import GRADES, MODERATE_P, MODERATE_R, PRIMARY, STRONG_P, STRONG_R
+from basins.experiments.primary import (
+    BY_DENSITY,
+    BY_PLACE,
+    GRADES,
+    IN_NULL,
+    MODERATE_P,
+    MODERATE_R,
+    NOISY,
+    NOT_REPLICATED,
+    NOTHING,
+    PRIMARY,
+    STRONG_P,
+    STRONG_R,
+)
 from basins.experiments.primary import THRESHOLDS as BASE
 from basins.experiments.robustness_nulls import ALL_NULLS, MEANINGS, RANDOM, TRAINED
 from basins.experiments.robustness_variations import HALVES
@@ -27,12 +40,12 @@ THRESHOLDS = (
     "interval excludes 0."
 )
 FLAGS = {
-    "noise": "too noisy",
-    "nothing": "nothing survives correction",
-    "replication": "does not replicate",
-    "place": "explained by frequency or position",
-    "density": "explained by density",
-    "null": "a null shows it too",
+    "noise": NOISY,
+    "nothing": NOTHING,
+    "replication": NOT_REPLICATED,
+    "place": BY_PLACE,
+    "density": BY_DENSITY,
+    "null": IN_NULL,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,17 @@ class Sequences:
     @property
     def mask(self) -> Int[Tensor, "batch pos"]:
         return self.batch.attention_mask
+
+    def only(self, rows: Int[Tensor, "row"]) -> Sequences:
+        """Some of the rows as texts of their own."""
+        batch = replace(
+            self.batch,
+            tokens=self.tokens[rows],
+            attention_mask=self.mask[rows],
+            offsets=self.batch.offsets[rows],
+            text_ids=tuple(self.batch.text_ids[row] for row in rows.tolist()),
+        )
+        return Sequences(batch, self.cluster[rows], self.unit, self.repeated[rows])
 
     def halves(self, seed: int) -> tuple[Int[Tensor, "row"], Int[Tensor, "row"]]:
         """Rows of two disjoint halves of the units, drawn at random."""

@@ -9,7 +9,7 @@ result with its reason; input that cannot be meant (different shapes, unknown op
     >>> print(correct([r, ...], "holm")[0])
 """
 
-from basins.stats.corrections import correct
+from basins.stats.corrections import correct, corrected_p
 from basins.stats.correlations import partial, pearson, semipartial, spearman
 from basins.stats.detection import auroc, tpr_at_fpr
 from basins.stats.grid import Cell, correlation_grid
@@ -42,4 +42,5 @@ __all__ = [
     "auroc",
     "tpr_at_fpr",
     "correct",
+    "corrected_p",
 ]

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Float64
+from numpy import ndarray
 
 from basins.errors import BasinsError, MissingExtra, choose
 from basins.stats.result import Statistic
@@ -31,15 +33,24 @@ def correct(results: Iterable[Statistic], method: str = "holm") -> list[Statisti
             f"{len(before)} results are corrected already ({before[0]}, ...). Correct all raw results of an "
             "experiment in one call; dataclasses.replace(result, p_corrected=math.nan) takes a correction off."
         )
-    tested = [number for number, result in enumerate(results) if not math.isnan(result.p)]
-    if not tested:
-        return results
+    tested = [result.p for result in results if not math.isnan(result.p)]
+    note = f"{METHODS[method]} over {len(tested)}"
+    return [
+        result if math.isnan(result.p) else dataclasses.replace(result, p_corrected=float(p), correction=note)
+        for result, p in zip(results, corrected_p([result.p for result in results], method), strict=True)
+    ]
+
+
+def corrected_p(p: Iterable[float], method: str = "holm") -> Float64[ndarray, "test"]:
+    """The corrected p in the same order, by the same methods as `correct`; NaN stays NaN and does not count."""
+    choose("method", method, METHODS)
+    found = np.array(list(p), dtype=np.float64)
+    tested = ~np.isnan(found)
+    if not tested.any():
+        return found
     try:
         from statsmodels.stats.multitest import multipletests
     except ImportError:
         raise MissingExtra("statsmodels", "experiments") from None
-    found = multipletests([results[number].p for number in tested], method=_STATSMODELS[method])
-    for number, p in zip(tested, np.asarray(found[1], dtype=np.float64)):
-        note = f"{METHODS[method]} over {len(tested)}"
-        results[number] = dataclasses.replace(results[number], p_corrected=float(p), correction=note)
-    return results
+    found[tested] = multipletests(found[tested], method=_STATSMODELS[method])[1]
+    return found

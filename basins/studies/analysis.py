@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from basins.experiment_runs import markdown_table
 from basins.studies.hypotheses import FLAGS
@@ -20,8 +20,9 @@ measure everywhere. The *raw score*, -ln V_out, is in every table too, but mostl
 before the block (-ln V_in); so density is a confound in every part and the raw score is never evidence for what a block
 does. The *lookup* scores take the outputs that the {k} states had in their own contexts, without running anything.
 
-r is a correlation between -1 and 1, after the confounds that a part names are removed. Intervals (95%) know that tokens
-of one sequence are not independent. p is corrected for everything that a part tests."""
+r is a correlation between -1 and 1; where a part names confounds, of what is left when they are removed. Intervals
+(95%) know that tokens of one sequence are not independent. p is corrected for everything that a part tests. "null" says
+whether the same effect was looked for where there is nothing to find, and whether it was there."""
 
 
 def analysis(found: Study, figures: list[str], command: str | None) -> str:
@@ -31,7 +32,7 @@ def analysis(found: Study, figures: list[str], command: str | None) -> str:
     lines = [f"# What compression shows in {next(iter(plan['models']))}", ""]
     lines += [f"**Overall: {found.grade}.** {found.why[0].upper()}{found.why[1:]}", ""]
     lines += _section("What was asked", [f"- {title}" for title in plan["parts"].values()])
-    lines += _section("What was done", [METHOD.format(k=_k(found)), "", *_counts(found, models)])
+    lines += _section("What was done", [METHOD.format(k=plan["k"]), "", *_counts(found, models)])
     lines += _section("Stated before the run", _stated(found))
     lines += _section("What was found", _findings(found, figures))
     for part in found.parts.values():
@@ -43,10 +44,6 @@ def analysis(found: Study, figures: list[str], command: str | None) -> str:
 
 def _section(title: str, lines: list[str]) -> list[str]:
     return [f"## {title}", "", *lines, ""]
-
-
-def _k(found: Study) -> Any:
-    return next(iter(found.parts.values())).manifest.get("k", 15)
 
 
 def _counts(found: Study, models: str) -> list[str]:

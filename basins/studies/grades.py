@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from basins.experiments.primary import MODERATE_P, MODERATE_R, STRONG_P, STRONG_R
-from basins.studies.hypotheses import ABOUT, NOT_SHOWN, NULL, SHOWN
+from basins.experiments.primary import IN_NULL, MODERATE_P, MODERATE_R, STRONG_P, STRONG_R
+from basins.studies.hypotheses import ABOUT, NOT_SHOWN, SHOWN
 
 STUDY_GRADES = ("strong", "moderate", "exploratory", "weak")
 SEVERAL = 2
@@ -21,7 +21,7 @@ RULES = (
 def overall(table: Any) -> tuple[str, str]:
     """(grade, why) from the table of `hypotheses`."""
     counted = table[(table["part"] != "robustness") & (table["null"] != ABOUT)]
-    artefact = (counted["null"] == SHOWN) | counted["flags"].str.contains(NULL, regex=False)
+    artefact = (counted["null"] == SHOWN) | counted["flags"].str.contains(IN_NULL, regex=False)
     tested = (counted["null"] == NOT_SHOWN) & ~artefact
     strong = counted[(counted["grade"] == "strong") & tested]
     moderate = counted[counted["grade"].isin(("strong", "moderate")) & tested]

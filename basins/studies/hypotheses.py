@@ -6,7 +6,20 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
-from basins.experiments.primary import GRADES, MODERATE_P, MODERATE_R, PRIMARY
+from basins.experiments.layers_words import DESCRIPTION, HYPOTHESES
+from basins.experiments.primary import (
+    BY_DENSITY,
+    BY_PLACE,
+    GRADES,
+    IN_NULL,
+    MODERATE_P,
+    MODERATE_R,
+    NOISY,
+    NOT_REPLICATED,
+    NOTHING,
+    PRIMARY,
+    WIDE,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,24 +27,24 @@ if TYPE_CHECKING:
     from basins.studies.parts import PartResult
 
 COLUMNS = ("part", "name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "null", "flags")
-# An interval this wide cannot tell a moderate effect from none, nor from a strong one.
-WIDE = 2 * MODERATE_R
-NOISY, NOTHING = "too noisy", "nothing survives correction"
-NOT_REPLICATED, CONFOUNDED = "does not replicate", "explained by frequency or position"
-NULL = "a null shows it too"
-BY_DENSITY = "explained by density"
+CONFOUNDED = "explained by the confounds"
+NOTHING_ADDED, UNFAIR = "adds nothing to the loss", "words alone tell the texts apart"
 # What a row says of nulls; ABOUT: a property of the scores themselves, which no grade counts.
 NOT_RUN, SHOWN, NOT_SHOWN, ABOUT = "not run", "shows it too", "does not show it", "about the scores"
-DESCRIBED = ("relative score follows density", "re-run differs from lookup", "raw score repeats density")
+DESCRIBED = (*HYPOTHESES[1:], DESCRIPTION)
 FLAGS = {
-    NOISY: f"the 95% interval of r is wider than {WIDE:g}",
+    NOISY: f"the 95% interval of r is wider than {WIDE:g}; in robustness: the error of a token's score over its "
+    "neighbours is more than half of the scores' variance",
     NOTHING: f"corrected p is not below {MODERATE_P:g}",
     NOT_REPLICATED: "the second model, or one of two disjoint halves of the text, does not show the same",
-    CONFOUNDED: f"|r| is above {MODERATE_R:g} before the confounds (frequency, position, density, loss, norm) are "
-    "removed and less than half of that afterwards",
-    BY_DENSITY: "the density before the block accounts for more than half of it",
-    NULL: "the same effect appears where there is nothing to find: with random weights, or with neighbours or "
+    CONFOUNDED: f"|r| is above {MODERATE_R:g} before frequency, position, density, loss and norm are removed and less "
+    "than half of that afterwards",
+    BY_PLACE: "removing token frequency and position takes more than half of it",
+    BY_DENSITY: "removing the density before the block takes more than half of it",
+    IN_NULL: "the same effect appears where there is nothing to find: with random weights, or with neighbours or "
     "displacements that are not the token's own",
+    NOTHING_ADDED: "the loss baselines tell the passages apart as well without compression",
+    UNFAIR: "a classifier that never sees the model does, so the groups differ in more than memory",
 }
 WITH_NULLS = ("layers", "robustness")
 ANSWERS = {"yes": "agrees", "no": "differs", "-": "not run"}
@@ -42,7 +55,9 @@ def hypotheses(parts: list[PartResult]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [row for part in parts for row in _rows(part)]
-    _carry_null(rows)
+    for part in parts:
+        if part.part.name == "robustness":
+            _carry_null(rows, part.manifest["measure"])
     return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 
 
@@ -61,19 +76,22 @@ def _rows(part: PartResult) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: GRADES.index(row["grade"]))
 
 
-def _carry_null(rows: list[dict[str, Any]]) -> None:
-    """What robustness found of one measure holds for the importance experiment's row of it too."""
-    for tested in [row for row in rows if row["part"] == "robustness"]:
-        method = tested["name"].removeprefix("relative score and ")
-        for row in rows:
-            if row["part"] == "importance" and row["name"] == f"{method} and compression":
-                row["null"] = tested["null"]
-                if tested["null"] == SHOWN:
-                    row["flags"] = "; ".join(flag for flag in (row["flags"], NULL) if flag)
+def _carry_null(rows: list[dict[str, Any]], measure: str) -> None:
+    """What robustness found of one importance measure holds for the importance experiment's row of it too."""
+    [tested] = [row for row in rows if row["part"] == "robustness"]
+    for row in rows:
+        if row["part"] == "importance" and row["name"] == _of_measure(measure):
+            row["null"] = tested["null"]
+            if tested["null"] == SHOWN:
+                row["flags"] = "; ".join(flag for flag in (row["flags"], IN_NULL) if flag)
+
+
+def _of_measure(method: str) -> str:
+    return f"{method} and compression"
 
 
 def _importance(row: dict[str, Any], correlations: Any, part: PartResult) -> dict[str, Any]:
-    found = _numbers(row, "partial") | {"name": f"{row['method']} and compression", "grade": row["grade"]}
+    found = _numbers(row, "partial") | {"name": _of_measure(row["method"]), "grade": row["grade"]}
     found["second_model"] = ANSWERS.get(row["second_model"], "not run")
     model = next(iter(part.manifest["models"]))
     same = where(correlations, model=model, method=row["method"], layer=row["layer"])
@@ -91,17 +109,17 @@ def _memorization(row: dict[str, Any]) -> dict[str, Any]:
     found["second_model"] = ANSWERS.get(row["second_model"], "not run")
     flags = flags_of(found)
     if row["grade"] != "none" and not row["adds_p"] < MODERATE_P:
-        flags.append("adds nothing to the loss")
+        flags.append(NOTHING_ADDED)
     if row["fair"] == "no":
-        flags.append("words alone tell the texts apart")
+        flags.append(UNFAIR)
     return found | {"flags": "; ".join(flags)}
 
 
 def _given(row: dict[str, Any]) -> dict[str, Any]:
     found = _numbers(row, "r") | {name: row[name] for name in ("name", "grade", "second_model")}
     own = [flag for flag in str(row.get("flags") or "").split("; ") if flag]
-    null = ABOUT if row["name"] in DESCRIBED else SHOWN if NULL in own else NOT_SHOWN
-    if row["name"] in DESCRIBED[-1:]:
+    null = ABOUT if row["name"] in DESCRIBED else SHOWN if IN_NULL in own else NOT_SHOWN
+    if row["name"] == DESCRIPTION:  # it has no test
         return found | {"null": null, "flags": ""}
     return found | {"null": null, "flags": "; ".join(dict.fromkeys([*own, *flags_of(found)]))}
 

@@ -13,7 +13,6 @@ from basins.experiments.importance_measures import COSTLY
 from basins.experiments.layers_words import THRESHOLDS as FOR_LAYERS
 from basins.experiments.linguistic_words import THRESHOLDS as FOR_LINGUISTIC
 from basins.experiments.loaded import NamedModel
-from basins.experiments.memorization import POCKETS
 from basins.experiments.memorization_words import THRESHOLDS as FOR_MEMORIZATION
 from basins.experiments.primary import THRESHOLDS as FOR_IMPORTANCE
 from basins.experiments.robustness_words import THRESHOLDS as FOR_ROBUSTNESS
@@ -37,23 +36,23 @@ class Shared:
 
 @dataclass(frozen=True)
 class Part:
-    """`title` heads its section and its panel; `figures`: those of its own that the study shows, in order."""
+    """`title` heads its section and its panel; `figures`: those of its own that the study shows, in order.
+
+    `any_text`: whether it runs on the study's texts, or on some of its own.
+    """
 
     name: str
     title: str
     thresholds: str = field(repr=False)
     figures: tuple[str, ...]
+    any_text: bool = True
 
     def run(self, shared: Shared, options: Mapping[str, Any], findings: list[PartResult]) -> Any:
         """The experiment's result. `findings`: what earlier parts found, for the part that tests how robust it is."""
         settings: dict[str, Any] = {"second_model": shared.second, "layers": shared.layers, "k": shared.k}
         settings |= {"seed": shared.seed, "store": shared.store}
-        if self.name == "memorization":
-            settings["passages"] = "planted" if shared.first.name in POCKETS else "natural"
-        else:
-            settings["max_length"] = shared.max_length
-            settings["limit"] = shared.limit
-            settings["texts"] = shared.texts
+        if self.any_text:
+            settings |= {"texts": shared.texts, "limit": shared.limit, "max_length": shared.max_length}
         if self.name == "robustness":
             settings |= best_finding(findings)
         return getattr(experiments, self.name)(shared.first, **settings | dict(options))
@@ -71,6 +70,7 @@ PARTS = (
         "Do memorised sequences compress differently?",
         FOR_MEMORIZATION,
         ("layer_curves", "dose_response", "roc"),
+        any_text=False,
     ),
     Part(
         "linguistic",

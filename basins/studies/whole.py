@@ -78,6 +78,7 @@ def study(
         layers: transitions of the first model; None: all.
         k: neighbours a token. seed: of every random choice; the same seed gives the same tables.
         options: more settings for single parts, {"importance": {"methods": ["gradient"]}}.
+        pictures: whether to draw. command: the command line, for the record.
         tell: called with a line of text when a part starts and ends; `print` in a notebook.
 
     Raises BasinsError where the folder holds another study, or a part refuses its settings.
