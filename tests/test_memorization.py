@@ -263,10 +263,10 @@ def test_passages_come_from_files(tmp_path):
 
 def test_plain_text_is_one_more_group(tmp_path):
     path = tmp_path / "treebank.conllu"
-    sentence = "word " * 24 + "end."
-    documents = "".join(
-        f"# newdoc id = d{d}\n" + "".join(f"# text = {sentence}\n1\tx\n\n" for _ in range(4)) for d in range(3)
-    )
+    words = ["word"] * 24 + ["end."]
+    rows = "".join(f"{i}\t{word}\t{word}\tX" + "\t_" * 6 + "\n" for i, word in enumerate(words, 1))
+    sentence = f"# text = {' '.join(words)}\n{rows}\n"
+    documents = "".join(f"# newdoc id = d{d}\n{sentence * 4}" for d in range(3))
     path.write_text(documents, encoding="utf-8")
     found = with_plain(few(0, 256, each=2), path)
     assert found.group[-3:] == ("treebank",) * 3
