@@ -4,7 +4,9 @@
     basins experiment memorization --out runs/planted
     basins experiment memorization --model SmolLM2-135M-Instruct.Q4_1.gguf --layers 4,9,14,19,24,29 \
         --plain en_ewt-ud-test.conllu --out runs/natural
-    python docs/tables.py --copy runs/importance importance --copy runs/planted planted --copy runs/natural natural
+    basins study --model pocket --second-model pocket-mini --out runs/study
+    python docs/tables.py --copy runs/importance importance --copy runs/planted planted --copy runs/natural natural \
+        --copy runs/study study --copy runs/study/robustness robustness
 
 copies the tables into docs/experiments/ and prints them as Markdown; without --copy it prints only.
 """
@@ -22,7 +24,7 @@ from basins.experiments.memorization_summary import NEIGHBORHOOD, best_layers
 
 HERE = Path(__file__).parent / "experiments"
 MODELS = ("pocket", "pocket-mini")
-KEPT = ("agreement", "doses", "dose_response", "tests", "added", "labels", "verdicts", "blind")
+KEPT = ("agreement", "hypotheses", "nulls", "doses", "dose_response", "tests", "added", "labels", "verdicts", "blind")
 LOSSES = ("loss", "perplexity", "min_k", "min_k_plus_plus", "zlib", "reference_difference", "reference_ratio")
 SCORES = {
     "relative_mean": "relative, re-run",
@@ -44,6 +46,18 @@ def number(value: float) -> str:
 
 def read(run: str, table: str) -> Any:
     return pd.read_parquet(HERE / run / f"{table}.parquet")
+
+
+def study_table() -> str:
+    """Everything that the study tested, but for what only describes the scores."""
+    rows = []
+    for row in read("study", "hypotheses").to_dict("records"):
+        if row["null"] == "about the scores":
+            continue
+        interval = f"{number(row['r'])} [{number(row['low'])}, {number(row['high'])}]"
+        layer = "-" if pd.isna(row["layer"]) else int(row["layer"])
+        rows.append([row["part"], row["name"], row["grade"], layer, interval, row["second_model"], row["null"]])
+    return markdown(["part", "hypothesis", "grade", "layer", "r", "second model", "nulls"], rows)
 
 
 def importance_table() -> str:
@@ -127,7 +141,7 @@ def contrast_table() -> str:
     return markdown(header, rows)
 
 
-TABLES = (importance_table, dose_table, response_table, baseline_table, natural_table, contrast_table)
+TABLES = (study_table, importance_table, dose_table, response_table, baseline_table, natural_table, contrast_table)
 
 
 def main() -> None:
@@ -139,7 +153,8 @@ def main() -> None:
             source = Path(folder) / "tables" / f"{table}.parquet"
             if source.is_file():
                 shutil.copy(source, HERE / name / source.name)
-        shutil.copy(Path(folder) / "verdict.md", HERE / name / "verdict.md")
+        if (Path(folder) / "verdict.md").is_file():
+            shutil.copy(Path(folder) / "verdict.md", HERE / name / "verdict.md")
     for table in TABLES:
         print(table(), end="\n\n")
 

@@ -174,7 +174,9 @@ def read_out(tables: dict[str, Any], judged: pd.DataFrame, settings: dict[str, A
     parts.append(_variation_words(varied, tables["agreement"], name, row))
     parts.append(_token_words(tables["token_tests"], tables["spreads"], layer, noise))
     if row["second_model"] == "not run":
-        parts.append("There was no second model, so nothing can be called strong.")
+        why = [about["not_run"] for about in settings["models"].values() if "not_run" in about]
+        said = f"The second model could not be compared ({why[0]})" if why else "There was no second model"
+        parts.append(f"{said}, so nothing can be called strong.")
     else:
         parts.append(f"The second model {row['second_model']}.")
     if row["flags"]:
