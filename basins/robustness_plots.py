@@ -8,7 +8,7 @@ import numpy as np
 
 from basins.experiments.frames import where
 from basins.experiments.primary import PRIMARY
-from basins.experiments.robustness_nulls import RANDOM, TRAINED
+from basins.experiments.under_nulls import RANDOM, TRAINED
 from basins.plots import (
     DENSITY,
     FONT,

@@ -295,7 +295,10 @@ def test_the_rule_itself(source, importer, fault):
 
 
 # What several experiments share. Any other file belongs to the experiment that its name starts with.
-SHARED_BY_EXPERIMENTS = {"primary", "sequences", "token_columns", "frames", "loaded", "finding", "score_store"}
+SHARED_BY_EXPERIMENTS = {
+    *("primary", "sequences", "token_columns", "frames", "loaded", "finding", "score_store"),
+    *("text_sample", "under_nulls", "null_verdicts"),
+}
 
 
 def test_experiments_never_import_each_other():

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from basins.experiments.primary import PRIMARY
-from basins.experiments.robustness_nulls import RANDOM, TRAINED
-from basins.experiments.robustness_words import judge_nulls, shown, verdict
+from basins.experiments.under_nulls import RANDOM, TRAINED
+from basins.experiments.null_verdicts import judge_nulls, shown
+from basins.experiments.robustness_words import verdict
 
 
 def made_effect(effect, low, high, p=0.001, **more):

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 from basins.experiments import importance_tables as tables
 from basins.experiments.finding import Finding
 from basins.experiments.importance_measures import SIGNED, check_methods, measure
-from basins.experiments.importance_words import read_out, verdicts
+from basins.experiments.importance_words import THRESHOLDS, read_out, verdicts
 from basins.experiments.loaded import about_model, load_models
-from basins.experiments.primary import PRIMARY, SCORER, SCORES, THRESHOLDS, in_words
+from basins.experiments.null_verdicts import in_words as null_words
+from basins.experiments.null_verdicts import judge_all
+from basins.experiments.primary import PRIMARY, SCORER, SCORES, in_words
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import Sequences, sequences
+from basins.experiments.text_sample import TextSample
 from basins.experiments.token_columns import CONFOUNDS, KEY, column_frame, join, score_frame, token_facts
+from basins.experiments.under_nulls import check_null_sizes, effects_under_nulls
 from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.scores import BasinScores
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 # Of a half only the sign and the p count, so its intervals are rough.
 FOR_HALVES = {"n_resamples": 100}
+# Of a null only the effect and its interval count, not the p.
+FOR_NULLS = {"n_permutations": 100}
 QUESTION = "Do tokens that matter to the model sit where its blocks compress less?"
 
 
@@ -34,13 +40,15 @@ class Importance(Finding):
     `correlations`: a row for each model, part (all, half 1, half 2), layer, score and method: Spearman's rho and the
     rank correlation left when the confounds are removed (`partial`), each with its interval; `p` by rotating sequences,
     `p_corrected` by max-T over everything of the model, `q` by Benjamini-Hochberg. `quartiles`: mean relative score in
-    the quarters of importance. `agreement`: each method against ablation. `verdicts`: a row a method. `tokens`: for
-    each model all columns, joined on (layer, sequence, position).
+    the quarters of importance. `agreement`: each method against ablation. `nulls`: a row for each method and null, at
+    the layer of the method's grade. `verdicts`: a row a method. `tokens`: for each model all columns, joined on (layer,
+    sequence, position).
     """
 
     correlations: pd.DataFrame
     quartiles: pd.DataFrame
     agreement: pd.DataFrame
+    nulls: pd.DataFrame
 
     def mean_agreement(self) -> pd.DataFrame:
         """Each method's rank correlation with ablation, averaged over layers: a row for each model and method."""
@@ -53,6 +61,7 @@ class Importance(Finding):
         interval = [f"{low:.2f} to {high:.2f}" for low, high in zip(verdicts["low"], verdicts["high"], strict=True)]
         shown = verdicts.assign(interval=interval, compressed=verdicts["direction"].str.split().str[0])
         columns = ["method", "grade", "layer", "partial", "interval", "p_corrected", "halves", "second_model"]
+        columns += [name for name in ("nulls",) if name in shown]
         title = "Each measure at the layer of its grade: rank correlation with the relative score, confounds removed"
         tables = {title: shown[[*columns, "compressed"]]}
         if len(self.agreement):
@@ -75,6 +84,8 @@ def importance(
     k: int = SCORER["k"],
     n_resamples: int = 300,
     n_permutations: int = 2000,
+    null_rows: int = 20,
+    weight_draws: int = 3,
     seed: int = 0,
     store: ScoreStore | None = None,
 ) -> Importance:
@@ -97,6 +108,8 @@ def importance(
             tokens are ablated; in models of more than 12 layers at 8 of them.
         k: neighbours a token.
         n_resamples, n_permutations: of the intervals, and of the tests.
+        null_rows, weight_draws: rows that are scored under every null, and models with random weights; 0 rows: no
+            nulls.
         seed: of every random choice. The same seed gives the same tables.
         store: scores that other experiments have computed already.
 
@@ -104,6 +117,7 @@ def importance(
     """
     for name, value, least in (("sample_rows", sample_rows, 4), ("ablated", ablated, 8), ("steps", steps, 1)):
         whole(name, value, least, "it sizes the sample that costly methods are measured on.")
+    check_null_sizes(null_rows, weight_draws)
     chosen = check_methods(methods)
     loaded = load_models(model, second_model)
     store = store or ScoreStore()
@@ -115,6 +129,7 @@ def importance(
     agreement: list[pd.DataFrame] = []
     analysis: dict[str, Any] = SCORER | {"k": k, "seed": seed}
     statistics: dict[str, Any] = {"n_resamples": n_resamples, "n_permutations": n_permutations, "seed": seed}
+    under: tuple[Any, Any, Any] | None = None
     for number, (name, one) in enumerate(loaded.items()):
         rows = sequences(one, texts, max_length, limit)
         wanted = check_layers(one, layers if number == 0 else None)
@@ -133,6 +148,13 @@ def importance(
             rescored = _rescored(store, scorer, rows, half, facts, frame[[*KEY, *chosen]])
             halved, _ = tables.correlations(rescored, chosen, statistics | FOR_HALVES, (PRIMARY,))
             parts.append(halved.assign(model=name, part=f"half {part}"))
+        if number == 0 and null_rows:
+            # The rows of costly methods are among them: a sample of more rows holds those of fewer.
+            pick = rows.sample(max(null_rows, sample_rows), seed)
+            known = facts.merge(frame[[*KEY, *chosen]], on=KEY, how="left", validate="one_to_one")
+            of = TextSample(model=one, rows=rows, pick=pick, layers=wanted, facts=known, analysis=analysis, seed=seed,
+                store=store)  # fmt: skip
+            under = _under_nulls(of, chosen, statistics | FOR_NULLS, weight_draws)
         quartiles.append(tables.quartiles(frame, chosen, seed).assign(model=name))
         agreement.append(tables.agreement(frame, chosen, seed).assign(model=name))
         about[name] = _about(scores[name], rows, left_out) | said
@@ -141,6 +163,7 @@ def importance(
     correlations: Any = pd.concat(parts, ignore_index=True)
     correlations = correlations[["model", "part", *[c for c in correlations if c not in ("model", "part")]]]
     judged = verdicts(correlations, chosen, list(loaded))
+    judged, nulls = judge_all(judged, "partial", *under) if under is not None else (judged, pd.DataFrame())
     settings = {
         "experiment": "importance",
         "question": QUESTION,
@@ -154,6 +177,8 @@ def importance(
         "sample_rows": sample_rows,
         "ablated": ablated,
         "steps": steps,
+        "null_rows": null_rows,
+        "weight_draws": weight_draws,
         **statistics,
         "models": about,
         "versions": versions(),
@@ -161,8 +186,9 @@ def importance(
     merged = {
         "quartiles": pd.concat(quartiles, ignore_index=True),
         "agreement": pd.concat(agreement, ignore_index=True),
+        "nulls": nulls,
     }
-    reading = read_out(correlations, merged["agreement"], judged, settings)
+    reading = " ".join(filter(None, [read_out(correlations, merged["agreement"], judged, settings), null_words(judged)]))
     grade = judged["grade"].iloc[0] if len(judged) else "none"
     return Importance(
         correlations=correlations,
@@ -174,6 +200,20 @@ def importance(
         grade=grade,
         settings=settings,
     )
+
+
+def _under_nulls(
+    of: TextSample, chosen: list[str], statistics: dict[str, Any], draws: int
+) -> tuple[Any, pd.DataFrame, pd.DataFrame]:
+    """The primary correlations of a sample of the rows, scored on its own: (as they are, under nulls, spreads)."""
+    default = of.score()
+
+    def effects(frame: Any) -> Any:
+        found, _ = tables.correlations(frame, chosen, statistics, (PRIMARY,))
+        named = {"method": "name", "partial": "effect", "partial_low": "low", "partial_high": "high"}
+        return found.rename(columns=named)[["name", "layer", "effect", "low", "high", "n_tokens"]]
+
+    return effects(of.frame(default)), *effects_under_nulls(of, default, draws, effects)
 
 
 def _rescored(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
+from basins.experiments.null_verdicts import SAMPLE_RULE
 from basins.experiments.primary import (
     GRADES,
     MODERATE_P,
@@ -13,11 +14,12 @@ from basins.experiments.primary import (
     STRONG_P,
     STRONG_R,
 )
-from basins.experiments.primary import THRESHOLDS as THRESHOLDS  # those of this experiment are everybody's base
+from basins.experiments.primary import THRESHOLDS as BASE
 
 if TYPE_CHECKING:
     import pandas as pd
 
+THRESHOLDS = f"{BASE} {SAMPLE_RULE}"
 COLUMNS = ("method", "grade", "layer", "partial", "low", "high", "p_corrected", "halves", "second_model", "direction")
 
 

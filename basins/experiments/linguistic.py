@@ -11,12 +11,24 @@ from basins.errors import BasinsError
 from basins.experiments import linguistic_tables as tables
 from basins.experiments.finding import Finding
 from basins.experiments.frames import where
-from basins.experiments.linguistic_tokens import CONFOUNDS, LEAST, full_layers, tagged_rows, with_words, word_frame
+from basins.experiments.linguistic_tokens import (
+    CONFOUNDS,
+    LEAST,
+    full_layers,
+    mark,
+    tagged_rows,
+    with_words,
+    word_frame,
+)
 from basins.experiments.linguistic_words import THRESHOLDS, effects, read_out, verdicts
 from basins.experiments.loaded import about_model, load_models
+from basins.experiments.null_verdicts import flagged, judge_all
+from basins.experiments.null_verdicts import in_words as null_words
 from basins.experiments.primary import PRIMARY, SCORER, SCORES, in_words
 from basins.experiments.score_store import ScoreStore
+from basins.experiments.text_sample import TextSample
 from basins.experiments.token_columns import score_frame, token_facts
+from basins.experiments.under_nulls import check_null_sizes, effects_under_nulls
 from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.scores import BasinScores
@@ -36,8 +48,8 @@ class Linguistic(Finding):
 
     `means`: count, mean and interval of every score for each model, layer and tag. `tests_of_tags`: ANOVA,
     Kruskal-Wallis, and what tags explain beyond the confounds. `contrasts`: function against content words and nouns
-    against verbs, before and after the confounds. `effects`: both in units of correlation. `verdicts`: a row a
-    hypothesis. `alignment`: what became of tokens and words. `curve`: the primary effects across layers. `tokens`: for
+    against verbs, before and after the confounds. `effects`: both in units of correlation. `nulls`: a row for each
+    hypothesis and null, at the layer of the hypothesis's grade. `verdicts`: a row a hypothesis. `alignment`: what became of tokens and words. `curve`: the primary effects across layers. `tokens`: for
     each model all columns of every (layer, sequence, position); `tested` marks those that take part.
     """
 
@@ -46,6 +58,7 @@ class Linguistic(Finding):
     contrasts: pd.DataFrame
     effects: pd.DataFrame
     alignment: pd.DataFrame
+    nulls: pd.DataFrame
     curve: pd.DataFrame
 
     def summary_tables(self) -> dict[str, pd.DataFrame]:
@@ -80,6 +93,8 @@ def linguistic(
     max_length: int = 128,
     k: int = SCORER["k"],
     n_resamples: int = 300,
+    null_rows: int = 20,
+    weight_draws: int = 3,
     seed: int = 0,
     store: ScoreStore | None = None,
 ) -> Linguistic:
@@ -101,6 +116,8 @@ def linguistic(
         max_length: tokens in a row; longer texts are cut into several.
         k: neighbours a token.
         n_resamples: of the intervals and permutations of the primary score; the others have 100.
+        null_rows, weight_draws: rows that are scored under every null, and models with random weights; 0 rows: no
+            nulls.
         seed: of every random choice. The same seed gives the same tables.
         store: scores that other experiments computed; None: a new one.
 
@@ -108,6 +125,7 @@ def linguistic(
     """
     import pandas as pd
 
+    check_null_sizes(null_rows, weight_draws)
     tagged = read_tagged("pocket-demo" if texts is None else texts, limit)
     store = store or ScoreStore()
     loaded = load_models(model, second_model)
@@ -116,19 +134,24 @@ def linguistic(
     scores: dict[str, BasinScores] = {}
     about: dict[str, Any] = {}
     parts: dict[str, list[pd.DataFrame]] = {"means": [], "tests": [], "contrasts": [], "alignment": []}
+    samples: list[TextSample] = []
     for number, (name, one) in enumerate(loaded.items()):
         rows, alignment = tagged_rows(one, tagged, max_length, pieces)
         wanted = check_layers(one, layers if number == 0 else None)
         scorer = BasinScorer(one, **analysis)
         scores[name] = store.score_batch(scorer, rows.batch, wanted)
-        frame = score_frame(scores[name], token_facts(one, rows, wanted))
-        frames[name], few = with_words(frame, word_frame(rows, alignment, tagged))
+        facts = with_words(token_facts(one, rows, wanted), word_frame(rows, alignment, tagged))
+        frames[name], few = mark(score_frame(scores[name], facts))
         kept, left_out = full_layers(frames[name])
         if not kept:
             raise BasinsError(
                 f"No tag has {LEAST} tokens ({', '.join(f'{tag}: {n}' for tag, n in [*few.items()][:5])}, ...). Give "
                 "more text, or coarser tags."
             )
+        if number == 0 and null_rows:
+            pick = rows.sample(null_rows, seed)
+            samples = [TextSample(model=one, rows=rows, pick=pick, layers=wanted, facts=facts, analysis=analysis,
+                seed=seed, store=store)]  # fmt: skip
         tests = tables.tests_of_tags(frames[name], kept, n_resamples, seed)
         pairs = tables.contrasts(frames[name], kept, n_resamples, seed)
         tests, pairs = tables.corrected(tests, pairs)
@@ -140,7 +163,10 @@ def linguistic(
         about[name] = _about(scores[name], frames[name]) | {"tags_left_out": few, "layers_left_out": left_out}
     merged = {part: pd.concat(some, ignore_index=True) for part, some in parts.items()}
     effect = effects(merged["tests"], merged["contrasts"])
-    judged = verdicts(effect, {name: about[name]["n_layers"] for name in loaded})
+    judged, nulls = verdicts(effect, {name: about[name]["n_layers"] for name in loaded}), pd.DataFrame()
+    for of in samples:
+        judged, nulls = judge_all(judged, "r", *_under_nulls(of, judged, weight_draws))
+        judged["flags"] = flagged(judged)
     settings = {
         "experiment": "linguistic",
         "question": QUESTION,
@@ -158,6 +184,8 @@ def linguistic(
         "max_length": max_length,
         "limit": limit,
         "n_resamples": n_resamples,
+        "null_rows": null_rows,
+        "weight_draws": weight_draws,
         "seed": seed,
         "curve": "correlation with the relative score, confounds removed",
         "models": about,
@@ -168,14 +196,32 @@ def linguistic(
     return Linguistic(
         means=merged["means"],
         alignment=merged["alignment"],
+        nulls=nulls,
         curve=curve[["model", "layer", "line", "estimate", "low", "high"]].reset_index(drop=True),
         tokens=frames,
         scores=scores,
-        reading=read_out(found, settings),
+        reading=" ".join(filter(None, [read_out(found, settings), null_words(judged)])),
         grade=judged["grade"].iloc[0],
         settings=settings,
         **found,
     )
+
+
+def _under_nulls(
+    of: TextSample, judged: pd.DataFrame, draws: int
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The primary effects of a sample of the rows at the layers of `judged`: (as they are, under nulls, spreads)."""
+    default = of.score()
+    layers = [int(layer) for layer in sorted(judged["layer"].dropna().unique())]
+
+    def effects_of(frame: Any) -> pd.DataFrame:
+        marked, _ = mark(frame)
+        tests = tables.tests_of_tags(marked, layers, tables.ROUGH, of.seed, (PRIMARY,))
+        pairs = tables.contrasts(marked, layers, tables.ROUGH, of.seed, (PRIMARY,))
+        found = effects(tests.assign(model=""), pairs.assign(model="")).rename(columns={"r": "effect"})
+        return found[["name", "layer", "effect", "low", "high", "n_tokens"]]
+
+    return effects_of(of.frame(default)), *effects_under_nulls(of, default, draws, effects_of)
 
 
 def _about(scores: BasinScores, frame: Any) -> dict[str, Any]:

@@ -76,19 +76,22 @@ def means(frame: pd.DataFrame, layers: list[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tests_of_tags(frame: pd.DataFrame, layers: list[int], n_resamples: int, seed: int) -> pd.DataFrame:
+def tests_of_tags(
+    frame: pd.DataFrame, layers: list[int], n_resamples: int, seed: int, scores: tuple[str, ...] | None = None
+) -> pd.DataFrame:
     """One row a layer and score: do tags differ at all?
 
     `eta_squared` and `rank_eta_squared`: one-way ANOVA and Kruskal-Wallis without confounds, F, H and their p as if
     tokens were independent, and p with tags permuted within sentences. `partial_eta_squared`, `p`: what tags explain
     beyond the confounds, and Wald's test with errors clustered by sentence. `within_token`: the same within each token
-    id, that is among occurrences of one token with different tags: what no list of tokens could say.
+    id, that is among occurrences of one token with different tags: what no list of tokens could say. `scores`: only
+    these; None: all.
     """
     import pandas as pd
 
     rows = []
     for layer in layers:
-        for score in outcomes(frame):
+        for score in scores or outcomes(frame):
             here = where(frame, layer=layer, tested=True)
             here = here[here[score].notna()]
             y = here[score].to_numpy(np.float64)
@@ -143,14 +146,17 @@ def _within_token(y: ndarray, columns: ndarray, given: dict[str, ndarray], ids: 
     return none | {"within_token": fit.partial, "within_token_p": fit.p}
 
 
-def contrasts(frame: pd.DataFrame, layers: list[int], n_resamples: int, seed: int) -> pd.DataFrame:
+def contrasts(
+    frame: pd.DataFrame, layers: list[int], n_resamples: int, seed: int, scores: tuple[str, ...] | None = None
+) -> pd.DataFrame:
     """One row a layer, score and contrast of two kinds of words; a positive r says that the first kind scores higher.
 
     `r_plain`: point-biserial. `r_density`: density alone removed. `r`: all confounds removed, with its interval
     (sentences resampled); `difference` (nats), `error`, `t`, `p`: the same as a regression, errors clustered by
     sentence.
     With density among the confounds raw and relative give the same r, because relative = raw - density.
-    `r_rank`: of ranks. `r_same_token`: with the share of neighbours that are the same token removed as well.
+    `r_rank`: of ranks. `r_same_token`: with the share of neighbours that are the same token removed as well. `scores`:
+    only these; None: all.
     """
     import pandas as pd
 
@@ -159,7 +165,7 @@ def contrasts(frame: pd.DataFrame, layers: list[int], n_resamples: int, seed: in
         tested = where(frame, layer=layer, tested=True)
         for hypothesis in (FUNCTION, NOUN):
             label = label_of(hypothesis, tested["tag"].to_numpy())
-            for score in outcomes(frame):
+            for score in scores or outcomes(frame):
                 kept = ~np.isnan(label) & tested[score].notna().to_numpy()
                 row: dict[str, Any] = {"layer": layer, "score": score, "primary": score == PRIMARY, "name": hypothesis}
                 rows.append(row | _contrast(tested[kept], label[kept], score, n_resamples, seed))

@@ -48,19 +48,23 @@ def word_frame(rows: Sequences, alignment: Alignment, tagged: Tagged) -> pd.Data
     return pd.DataFrame(columns | {"alignment": np.array(KINDS, dtype=object)[kinds]})
 
 
-def with_words(frame: pd.DataFrame, words: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The scores with the words; `tested` marks the tokens that take part. And the tags that have too few tokens.
+def with_words(frame: pd.DataFrame, words: pd.DataFrame) -> pd.DataFrame:
+    """Scores or facts with the words of their tokens; a sentence takes the place of the text as the cluster."""
+    keys = ["sequence", "position"]
+    return frame.drop(columns="cluster").merge(words, on=keys, how="left", validate="many_to_one")
+
+
+def mark(frame: Any) -> tuple[Any, dict[str, int]]:
+    """The scores with `tested`, the tokens that take part, and `described`; and the tags that have too few tokens.
 
     Takes part: a token that is used, stands for its word, is not punctuation, and has a tag with at least 10 tokens.
     """
-    both = frame.drop(columns="cluster").merge(words, on=["sequence", "position"], how="left", validate="many_to_one")
-    good = both["used"] & both["chosen"].eq(True) & both[list(CONFOUNDS)].notna().all(axis=1)
-    tokens: Any = both[good]
+    good = frame["used"] & frame["chosen"].eq(True) & frame[list(CONFOUNDS)].notna().all(axis=1)
+    tokens: Any = frame[good]
     counts = tokens.drop_duplicates(["sequence", "position"])["tag"].value_counts()
     few = {str(tag): int(n) for tag, n in counts.items() if n < LEAST}
-    both["tested"] = good & ~both["tag"].isin([*few, *PUNCTUATION])
-    both["described"] = good & ~both["tag"].isin(list(few))
-    return both, few
+    tested = good & ~frame["tag"].isin([*few, *PUNCTUATION])
+    return frame.assign(tested=tested, described=good & ~frame["tag"].isin(list(few))), few
 
 
 def full_layers(frame: pd.DataFrame) -> tuple[list[int], list[int]]:

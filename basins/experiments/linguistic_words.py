@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
 from basins.experiments.linguistic_tables import FUNCTION, HYPOTHESES, NOUN, TAGS
+from basins.experiments.null_verdicts import SAMPLE_RULE
 from basins.experiments.primary import (
     BY_DENSITY,
     BY_PLACE,
@@ -31,7 +32,8 @@ THRESHOLDS = (
     f"corrected p < {MODERATE_P} but smaller; none: nothing survives correction. r is the correlation of the relative "
     "re-run score with the kind of word that is left when density before the block, token frequency, position, word "
     "length and number of pieces are removed (for tags at all: the root of partial eta squared, which has no "
-    "direction); p: errors clustered by sentence, Holm over layers and hypotheses."
+    "direction); p: errors clustered by sentence, Holm over layers and hypotheses. "
+    f"{SAMPLE_RULE}"
 )
 COLUMNS = (
     *("name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "flags"),

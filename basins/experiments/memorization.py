@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,15 @@ from basins.experiments import memorization_tables as tables
 from basins.experiments.finding import Finding
 from basins.experiments.loaded import NamedModel, about_model, load_models
 from basins.experiments.memorization_measures import Measured, depths, measure
+from basins.experiments.memorization_nulls import under_nulls
 from basins.experiments.memorization_passages import WINDOW, Passages, from_file, natural, planted, with_plain
 from basins.experiments.memorization_training import train
 from basins.experiments.memorization_words import THRESHOLDS, read_out, verdicts
+from basins.experiments.null_verdicts import in_words as null_words
+from basins.experiments.null_verdicts import judge_all
 from basins.experiments.primary import SCORER, in_words
 from basins.experiments.score_store import ScoreStore
+from basins.experiments.under_nulls import check_null_sizes
 from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.settings import versions, whole
@@ -35,8 +40,8 @@ class Memorization(Finding):
     `labels`: a row a passage: group, dose, all kinds of labels, loss. `doses`: labels and means by dose.
     `dose_response`: rank correlation of dose with every measure at every layer. `tests`: each contrast in each measure
     and layer: r, difference, g, AUROC, TPR. `baselines`: the AUROCs of `tests` that have no layer. `added`: what
-    compression adds to the loss. `blind`: what words alone tell. `spans`: tokens inside memorised spans. `recited`,
-    `effect`, `by_exposures`, `dynamics`: controlled fine-tuning. Measures point upwards: higher is what is expected of
+    compression adds to the loss. `blind`: what words alone tell. `spans`: tokens inside memorised spans. `nulls`: a
+    row for each contrast and null, at the layer of the contrast's grade. `recited`, `effect`, `by_exposures`, `dynamics`: controlled fine-tuning. Measures point upwards: higher is what is expected of
     memorised text.
     """
 
@@ -48,6 +53,7 @@ class Memorization(Finding):
     added: pd.DataFrame
     blind: pd.DataFrame
     spans: pd.DataFrame
+    nulls: pd.DataFrame
     recited: pd.DataFrame
     effect: pd.DataFrame
     by_exposures: pd.DataFrame
@@ -77,6 +83,8 @@ def memorization(
     k: int = SCORER["k"],
     n_resamples: int = 200,
     n_permutations: int = 500,
+    null_passages: int = 24,
+    weight_draws: int = 3,
     seed: int = 0,
     store: ScoreStore | None = None,
 ) -> Memorization:
@@ -99,10 +107,13 @@ def memorization(
         threshold: of the match fraction, above which a passage counts as memorised.
         layers: transitions of the first model; None: all.
         n_resamples, n_permutations: of the intervals, and of the tests within passages.
+        null_passages, weight_draws: passages on each side of a contrast that are scored under every null, and models
+            with random weights; 0 passages: no nulls.
         seed: of every random choice. The same seed gives the same tables.
         store: scores that other experiments have computed already.
     """
     whole("n_seeds", n_seeds, 1, "each is run with both halves.")
+    check_null_sizes(null_passages, weight_draws, "null_passages")
     chosen = _passages(model.name if isinstance(model, NamedModel) else model, passages)
     if plain is not None:
         chosen = with_plain(chosen, plain, seed=seed)
@@ -123,17 +134,23 @@ def memorization(
         for table, frame in _analyse(found, chosen, wanted, n_resamples, n_permutations, seed).items():
             parts.setdefault(table, []).append(frame.assign(model=name))
         about[name] = _about(found, wanted)
+    nulls = None
+    if null_passages:
+        name, first = next(iter(loaded.items()))
+        options = {"window": size, "analysis": analysis, "n": null_passages, "draws": weight_draws, "seed": seed}
+        nulls = partial(under_nulls, first, chosen, measured[name], **options, store=store)
     trained = None
     if finetune or dynamics:
         first = next(iter(loaded.values()))
         options = {"n_seeds": n_seeds, "learning_rate": learning_rate, "dynamics": dynamics, "seed": seed}
         wanted = check_layers(first, layers)
         trained = train(first, analysis, texts=finetune_texts, layers=wanted, **options)
-    return _result(chosen, parts, measured, about, trained, {
+    return _result(chosen, parts, measured, about, trained, nulls, {
         "experiment": "memorization", "question": QUESTION, "passages": f"{len(chosen)} {chosen.kind} passages",
         "about": chosen.about, "primary": f"mean relative re-run score of the continuation ({in_words(analysis)})",
         "thresholds": THRESHOLDS, "window": size, "prompt": size // 3, "threshold": threshold, "seed": seed,
-        "n_resamples": n_resamples, "n_permutations": n_permutations, "versions": versions(),
+        "n_resamples": n_resamples, "n_permutations": n_permutations, "null_passages": null_passages,
+        "weight_draws": weight_draws, "versions": versions(),
     })  # fmt: skip
 
 
@@ -188,18 +205,23 @@ def _about(found: Measured, layers: tuple[int, ...]) -> dict[str, Any]:
 
 def _result(
     chosen: Passages, parts: dict[str, list[Any]], measured: dict[str, Measured], about: dict[str, Any], trained: Any,
-    settings: dict[str, Any],
+    nulls: Callable[[Any], tuple[Any, Any, Any]] | None, settings: dict[str, Any],
 ) -> Memorization:  # fmt: skip
     import pandas as pd
 
     names = ("labels", "doses", "dose_response", "tests", "baselines", "added", "blind", "spans")
     found = {name: pd.concat(parts[name], ignore_index=True) if name in parts else pd.DataFrame() for name in names}
     found["verdicts"] = verdicts(found["tests"], found["added"], found["blind"], list(measured))
+    found["nulls"] = pd.DataFrame()
+    if nulls is not None:
+        found["verdicts"], found["nulls"] = judge_all(found["verdicts"], "r", *nulls(found["verdicts"]))
     settings |= {"models": about, "compared": list(chosen.contrasts)}
     fine = ("recited", "effect", "by_exposures", "dynamics")
     found |= {name: pd.DataFrame() if trained is None else getattr(trained, name) for name in fine}
     settings["finetuning"] = None if trained is None else trained.settings
     reading = read_out(found, settings)
+    if nulls is not None:
+        reading = " ".join(filter(None, [reading, null_words(found["verdicts"])]))
     grade = str(found["verdicts"]["grade"].iloc[0])
     return Memorization(
         **found,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
 from basins.experiments.memorization_tables import PRIMARY
+from basins.experiments.null_verdicts import SAMPLE_RULE
 from basins.experiments.primary import GRADES, MODERATE_P, MODERATE_R, STRONG_P, STRONG_R
 
 if TYPE_CHECKING:

@@ -11,16 +11,17 @@ from basins.errors import BasinsError
 from basins.experiments.finding import Finding
 from basins.experiments.frames import where
 from basins.experiments.loaded import load_models
+from basins.experiments.null_verdicts import judge_nulls
 from basins.experiments.primary import PRIMARY, SCORER, in_words
-from basins.experiments.robustness_nulls import nulls
 from basins.experiments.robustness_replica import about, replica, replicated
 from basins.experiments.robustness_subject import read_measure, subject
 from basins.experiments.robustness_tokens import noise_share, token_table
 from basins.experiments.robustness_variations import DEFAULT, vary
-from basins.experiments.robustness_words import THRESHOLDS, judge_nulls, read_out, verdict
+from basins.experiments.robustness_words import THRESHOLDS, read_out, verdict
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import sequences
 from basins.experiments.token_columns import KEY, join
+from basins.experiments.under_nulls import effects_under_nulls
 from basins.lens import check_layers
 from basins.settings import versions, whole
 
@@ -141,7 +142,7 @@ def robustness(
     row: dict[str, Any] = where(effects, layer=at, score=PRIMARY).iloc[0].to_dict()
     few = _few_layers(wanted, at)
     agreement, varied = vary(of, default, few)
-    null_effects, spreads = nulls(of, default, weight_draws)
+    null_effects, spreads = effects_under_nulls(of, default, weight_draws, of.effects)
     tests = token_table(of, default, few, tested_tokens, n_draws)
     left_in = {
         said: of.effects(frame, [at], [c for c in compared.confounds if c not in out]) for said, out in REMOVED.items()
@@ -166,7 +167,7 @@ def robustness(
     tables: dict[str, Any] = {
         "effects": _front(pd.concat(parts, ignore_index=True), "model", "variation", "kind"),
         "agreement": _front(agreement.assign(model=name), "model"),
-        "nulls": judge_nulls(null_effects, spreads, row["effect"], at),
+        "nulls": judge_nulls(where(null_effects, score=PRIMARY), spreads, row["effect"], at),
         "null_effects": null_effects,
         "spreads": spreads,
         "token_tests": tests,

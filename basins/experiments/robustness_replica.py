@@ -54,7 +54,7 @@ def replicated(of: Subject, frame: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def about(of: Subject) -> dict[str, Any]:
-    mask = of.rows.mask[of.pick]
+    mask = of.mask
     return {
         "model_fingerprint": fingerprint(of.model),
         "n_layers": len(of.model.blocks),

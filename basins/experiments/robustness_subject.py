@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from basins.errors import BasinsError, choose
-from basins.experiments.primary import SCORER
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import Sequences
-from basins.experiments.token_columns import CONFOUNDS, KEY, align, column_frame, join, score_frame, token_facts
-from basins.scorer import BasinScorer
-from basins.scores import BasinScores
-from basins.state_norms import state_norms
+from basins.experiments.text_sample import TextSample
+from basins.experiments.token_columns import CONFOUNDS, KEY, align, token_facts
 from basins.stats import correlation_grid
 
 if TYPE_CHECKING:
@@ -89,39 +85,12 @@ def load_measure(path: str | Path) -> pd.DataFrame:
     return readers[path.suffix](path)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One model on one text. `pick`: the rows that are scored; `facts`: of every token, with the measure."""
+@dataclass(frozen=True, kw_only=True)
+class Subject(TextSample):
+    """One model on one text, and the finding under study; `facts` hold the measure."""
 
-    model: Any
-    rows: Sequences
-    pick: Int[Tensor, "row"]
-    layers: tuple[int, ...]
-    facts: pd.DataFrame
     measure: Measure
-    analysis: dict[str, Any]
     statistics: dict[str, Any]
-    store: ScoreStore
-
-    def score(
-        self,
-        layers: Iterable[int] | None = None,
-        *,
-        rows: Int[Tensor, "row"] | None = None,
-        tokens: Int[Tensor, "row pos"] | None = None,
-        model: Any = None,
-        **settings: Any,
-    ) -> BasinScores:
-        """The primary analysis with some settings changed; of other rows, tokens or weights where given."""
-        rows = self.pick if rows is None else rows
-        scorer = BasinScorer(self.model if model is None else model, **(SCORER | self.analysis | settings))
-        ids = self.rows.tokens[rows] if tokens is None else tokens
-        return self.store.score(scorer, ids, self.rows.mask[rows], tuple(layers or self.layers))
-
-    def frame(self, scores: BasinScores, *, rows: Int[Tensor, "row"] | None = None, facts: Any = None) -> Any:
-        """The scores of every token joined to its facts; sequences numbered as in the whole text."""
-        facts = self.facts if facts is None else facts
-        return score_frame(scores, facts, self.pick if rows is None else rows)
 
     def effects(
         self, frame: pd.DataFrame, layers: Iterable[int] | None = None, given: list[str] | None = None
@@ -152,23 +121,6 @@ class Subject:
             rows.append(dict(zip(EFFECTS, row, strict=True)))
         return pd.DataFrame(rows, columns=pd.Index(EFFECTS))
 
-    def norms_of(self, model: Any, tokens: Int[Tensor, "row pos"], facts: pd.DataFrame) -> Any:
-        """The facts with the state norms of another model, or of other tokens in the same rows."""
-        norms = state_norms(model, tokens, self.rows.mask[self.pick], self.layers).log()
-        column = column_frame(norms, "log_norm", self.layers, self.pick)
-        return join(facts.drop(columns="log_norm"), column)
-
-    def moved(self, order: Int[Tensor, "row pos"]) -> Any:
-        """The facts where tokens moved within their rows: a token takes loss, frequency and measure along."""
-        place = np.full(self.rows.tokens.shape, -1)
-        place[self.pick.numpy()] = order.numpy()
-        facts = self.facts[self.facts["sequence"].isin(self.pick.tolist())].copy()
-        there = ["position", "position_bend", "log_norm"]
-        at = facts[[*KEY, *there[1:]]]
-        source = at.assign(source=place[at["sequence"], at["position"]])
-        carried = facts.drop(columns=there[1:]).rename(columns={"position": "source"})
-        return source.merge(carried, how="left", on=["layer", "sequence", "source"]).drop(columns="source")
-
 
 def subject(
     model: Any,
@@ -186,7 +138,18 @@ def subject(
             f"measure {measure.name!r} has no value for any token of the text: {len(rows.batch)} sequences of at most "
             f"{rows.tokens.shape[1]} tokens. Were sequences and positions numbered on another text?"
         )
-    return Subject(model, rows, pick, layers, facts, measure, analysis, statistics, store)
+    return Subject(
+        model=model,
+        rows=rows,
+        pick=pick,
+        layers=layers,
+        facts=facts,
+        measure=measure,
+        analysis=analysis,
+        statistics=statistics,
+        seed=statistics["seed"],
+        store=store,
+    )
 
 
 def other_rows(of: Subject) -> Int[Tensor, "row"]:

@@ -27,7 +27,7 @@ def token_table(
     """
     import pandas as pd
 
-    tokens, mask = of.rows.tokens[of.pick], of.rows.mask[of.pick]
+    tokens, mask = of.tokens, of.mask
     options: dict[str, Any] = {"layers": layers, "n_tokens": n_tokens, "n_draws": n_draws}
     found = token_tests(of.model, tokens, mask, default, seed=of.statistics["seed"], **options)
     n_pos = tokens.shape[1]

@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
+from basins.experiments.null_verdicts import RULE, SHARE, capped, shown
 from basins.experiments.primary import (
     BY_DENSITY,
     BY_PLACE,
-    GRADES,
     IN_NULL,
     MODERATE_P,
     MODERATE_R,
@@ -21,21 +21,16 @@ from basins.experiments.primary import (
     STRONG_R,
 )
 from basins.experiments.primary import THRESHOLDS as BASE
-from basins.experiments.robustness_nulls import ALL_NULLS, MEANINGS, RANDOM, TRAINED
 from basins.experiments.robustness_variations import HALVES
+from basins.experiments.under_nulls import MEANINGS, RANDOM, TRAINED
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# A null that gives this share of the effect, or of the spread, shows it too.
-SHARE = 0.5
 # Above this share of the scores' variance the neighbours' own sampling drowns them.
 NOISE = 0.5
 THRESHOLDS = (
-    f"{BASE} A null shows the finding too if its effect has the same sign, is at least half as large, and its interval "
-    "excludes 0 (random weights: in more than half of the draws, or if relative scores spread at least half as far, "
-    "IQR, under random weights as they do). Then the finding is an artefact and at most exploratory. Flags: too noisy, "
-    "if the mean squared jackknife error of the tested tokens exceeds half of the scores' variance at the layer; "
+    f"{BASE} {RULE} Flags: too noisy, if the mean squared jackknife error of the tested tokens exceeds half of the scores' variance at the layer; "
     "explained by density, or by frequency or position, if removing it takes more than half of an effect whose "
     "interval excludes 0."
 )
@@ -47,36 +42,6 @@ FLAGS = {
     "density": BY_DENSITY,
     "null": IN_NULL,
 }
-
-
-def shown(effect: Any, default: float) -> bool:
-    """Whether one effect with its interval repeats the default's: sign, half its size, interval without 0."""
-    same = effect["effect"] * default >= SHARE * default**2 > 0
-    return bool(same and (effect["low"] > 0 or effect["high"] < 0))
-
-
-def judge_nulls(effects: pd.DataFrame, spreads: pd.DataFrame, default: float, layer: int) -> pd.DataFrame:
-    """A row a null at the finding's layer: its effect and spread beside those of the trained model, and `shows`."""
-    import pandas as pd
-
-    own = float(where(spreads, null=TRAINED, layer=layer)["iqr"].sum())
-    rows = []
-    for null in ALL_NULLS:
-        draws = where(effects, null=null, layer=layer, score=PRIMARY)
-        there = where(spreads, null=null, layer=layer)
-        if draws.empty:
-            continue
-        hits = [shown(row, default) for row in draws.to_dict("records")]
-        share = float(there["iqr"].median()) / own if own > 0 else math.nan
-        spread = null == RANDOM and share >= SHARE
-        row: dict[str, Any] = {"null": null, "layer": layer, "draws": len(draws), "effect": draws["effect"].median()}
-        single = len(draws) == 1
-        row |= {"low": draws["low"].item() if single else draws["effect"].min()}
-        row |= {"high": draws["high"].item() if single else draws["effect"].max()}
-        row |= {"of_default": row["effect"] / default if default else math.nan, "draws_that_show": sum(hits)}
-        row |= {"spread_of_default": share, "rho_raw_density": there["rho_raw_density"].median()}
-        rows.append(row | {"shows": bool(sum(hits) > len(draws) / 2 or spread), "by_spread": bool(spread)})
-    return pd.DataFrame(rows)
 
 
 def verdict(
@@ -102,9 +67,7 @@ def verdict(
     kept = sum(shown(other, effect) for other in settings.to_dict("records"))
     answer = _answer(row, second, 0.0, MODERATE_P)
     same = list(nulls.loc[nulls["shows"], "null"]) if len(nulls) else []
-    grade = _grade(row, halves, second)
-    if same and GRADES.index(grade) < GRADES.index("exploratory"):
-        grade = "exploratory"
+    grade = capped(_grade(row, halves, second), bool(same))
     found = {
         "noise": noise > NOISE,
         "nothing": not row["p_corrected"] < MODERATE_P,

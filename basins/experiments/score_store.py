@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from basins.corpus import TokenBatch
 from basins.errors import BasinsError
 from basins.lens import check_layers, has_own_hooks
+from basins.nulls import NULLS, null_scores
 from basins.scorer import BasinScorer
 from basins.scores import BasinScores
 from basins.settings import versions
@@ -51,12 +53,40 @@ class ScoreStore:
         wanted = check_layers(scorer.model, layers)
         mask = attention_mask if attention_mask is not None else torch.ones_like(tokens)
         key = _key(scorer, tokens, mask, wanted)
+        return self._remember(
+            key, lambda: scorer.score_tokens(tokens, mask, layers=wanted, tokenization=tokenization)
+        )
+
+    def null_scores(
+        self,
+        scorer: BasinScorer,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"],
+        scores: BasinScores,
+        seed: int,
+    ) -> dict[str, BasinScores]:
+        """`basins.nulls.null_scores` of scores that this scorer gave, or what it gave before."""
+        if has_own_hooks(scorer.model):
+            return null_scores(scorer.model, tokens, attention_mask, scores, seed=seed)
+        key = _key(scorer, tokens, attention_mask, scores.layers)
+        drawn: dict[str, BasinScores] = {}
+
+        def draw(null: str) -> BasinScores:
+            if not drawn:  # all nulls push through the same blocks: one walk through the model for all
+                drawn.update(null_scores(scorer.model, tokens, attention_mask, scores, seed=seed))
+            return drawn[null]
+
+        return {
+            null: self._remember(f"{key}-{null.replace(' ', '-')}-{seed}", partial(draw, null)) for null in NULLS
+        }
+
+    def _remember(self, key: str, compute: Callable[[], BasinScores]) -> BasinScores:
         scores = self._kept.get(key)
         place = self.folder / key if self.folder is not None else None
         if scores is None and place is not None and place.is_dir():
             scores = BasinScores.load(place)
         if scores is None:
-            scores = scorer.score_tokens(tokens, mask, layers=wanted, tokenization=tokenization)
+            scores = compute()
             self.computed += 1
             if place is not None:
                 scores.save(place)

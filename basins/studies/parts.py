@@ -10,11 +10,11 @@ from typing import Any
 from basins import experiments
 from basins.errors import BasinsError, choose
 from basins.experiments.importance_measures import COSTLY
+from basins.experiments.importance_words import THRESHOLDS as FOR_IMPORTANCE
 from basins.experiments.layers_words import THRESHOLDS as FOR_LAYERS
 from basins.experiments.linguistic_words import THRESHOLDS as FOR_LINGUISTIC
 from basins.experiments.loaded import NamedModel
 from basins.experiments.memorization_words import THRESHOLDS as FOR_MEMORIZATION
-from basins.experiments.primary import THRESHOLDS as FOR_IMPORTANCE
 from basins.experiments.robustness_words import THRESHOLDS as FOR_ROBUSTNESS
 from basins.experiments.score_store import ScoreStore
 
