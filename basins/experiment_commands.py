@@ -45,6 +45,8 @@ Layers = Annotated[str | None, typer.Option(help="Transitions, as in 0,3-5,-1. U
 K = Annotated[int, typer.Option("--k", "-k", help="Neighbours a token.")]
 Resamples = Annotated[int, typer.Option(help="Of the intervals.")]
 Permutations = Annotated[int, typer.Option(help="Of the tests.")]
+NullRows = Annotated[int, typer.Option(help="Rows that are scored under every null; 0: no nulls.")]
+WeightDraws = Annotated[int, typer.Option(help="Models with random weights.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice: the same seed gives the same tables.")]
 
 
@@ -122,6 +124,8 @@ def importance(
     k: K = 15,
     n_resamples: Resamples = 300,
     n_permutations: Permutations = 2000,
+    null_rows: NullRows = 20,
+    weight_draws: WeightDraws = 3,
     seed: Seed = 0,
     pictures: Pictures = True,
     debug: Debug = False,
@@ -150,6 +154,8 @@ def importance(
         k=k,
         n_resamples=n_resamples,
         n_permutations=n_permutations,
+        null_rows=null_rows,
+        weight_draws=weight_draws,
         seed=seed,
     )
 
@@ -180,6 +186,8 @@ def memorization(
     k: K = 15,
     n_resamples: Resamples = 200,
     n_permutations: Permutations = 500,
+    null_passages: Annotated[int, typer.Option(help="Passages a side that are scored under every null; 0: none.")] = 24,
+    weight_draws: WeightDraws = 3,
     out: Out = None,
     seed: Seed = 0,
     pictures: Pictures = True,
@@ -214,5 +222,7 @@ def memorization(
         k=k,
         n_resamples=n_resamples,
         n_permutations=n_permutations,
+        null_passages=null_passages,
+        weight_draws=weight_draws,
         seed=seed,
     )

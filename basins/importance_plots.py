@@ -13,6 +13,7 @@ import numpy as np
 from basins.experiments.frames import where
 from basins.experiments.importance_measures import SIGNED
 from basins.experiments.primary import PRIMARY
+from basins.null_plots import with_null_plot
 from basins.plots import (
     DENSITY,
     FONT,
@@ -47,7 +48,8 @@ def figures(found: Importance) -> dict[str, Figure]:
         "quartiles": plot_quartiles(found),
         "joint_density": plot_joint_density(found),
     }
-    return drawn | ({"agreement": plot_agreement(found)} if len(found.agreement) else {})
+    drawn |= {"agreement": plot_agreement(found)} if len(found.agreement) else {}
+    return with_null_plot(drawn, found.nulls)
 
 
 def plot_layer_curves(found: Importance) -> Figure:

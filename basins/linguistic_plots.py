@@ -12,6 +12,7 @@ import numpy as np
 from basins.experiments.frames import where
 from basins.experiments.linguistic_tables import HYPOTHESES, TAGS
 from basins.experiments.primary import PRIMARY
+from basins.null_plots import with_null_plot
 from basins.plots import (
     DENSITY,
     FONT,
@@ -46,12 +47,13 @@ EXPLAINED: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 def figures(found: Linguistic) -> dict[str, Figure]:
     """All figures, by the name of their file."""
-    return {
+    drawn = {
         "means_by_tag": plot_means(found),
         "contrasts": plot_contrasts(found),
         "distribution": plot_distribution(found),
         "variance_explained": plot_explained(found),
     }
+    return with_null_plot(drawn, found.nulls)
 
 
 def plot_means(found: Linguistic) -> Figure:

@@ -8,6 +8,7 @@ import numpy as np
 
 from basins.experiments.frames import where
 from basins.experiments.memorization_tables import PRIMARY, split
+from basins.null_plots import with_null_plot
 from basins.plots import (
     DENSITY,
     FONT,
@@ -51,7 +52,7 @@ def figures(found: Memorization) -> dict[str, Figure]:
         drawn["difference_in_differences"] = plot_effect(found)
     if len(found.dynamics):
         drawn["dynamics"] = plot_dynamics(found)
-    return drawn
+    return with_null_plot(drawn, found.nulls)
 
 
 def plot_strip(found: Memorization) -> Figure:

@@ -11,11 +11,13 @@ import pytest
 import basins
 from basins import experiments
 from basins.errors import BasinsError
+from basins.experiments.null_verdicts import NOT_RUN, NOT_SHOWN, SHOWN
 from basins.experiments.primary import IN_NULL, NOISY, NOTHING
+from basins.experiments.under_nulls import RANDOM
 from basins.studies.grades import overall
-from basins.studies.hypotheses import ABOUT, CONFOUNDED, NOT_RUN, NOT_SHOWN, SHOWN, flags_of
+from basins.studies.hypotheses import ABOUT, CONFOUNDED, flags_of
 
-OPTIONS = {"importance": {"methods": ["attention"], "n_resamples": 100, "n_permutations": 100}}
+OPTIONS = {"importance": {"methods": ["attention"], "n_resamples": 100, "n_permutations": 100, "null_rows": 0}}
 QUICK = {"second_model": None, "limit": 6, "layers": [1, 2], "parts": ["importance"], "options": OPTIONS}
 
 
@@ -114,7 +116,8 @@ def table(*rows: tuple[str, str]) -> pd.DataFrame:
     """Hypotheses for which nulls were run: one that is flagged is shown by them."""
     nulls = [SHOWN if IN_NULL in flags else NOT_SHOWN for _, flags in rows]
     columns = [{"name": f"h{i}", "grade": grade, "flags": flags} for i, (grade, flags) in enumerate(rows)]
-    return pd.DataFrame(columns).assign(part="importance", null=nulls)
+    named = [RANDOM if null == SHOWN else "" for null in nulls]
+    return pd.DataFrame(columns).assign(part="importance", null=nulls, nulls_that_show_it=named)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,7 @@ def test_the_grade_follows_the_rules(rows, grade):
     assert found == grade
     assert why.endswith(".")
     assert ("a null shows too" in why or "by a null too" in why) == any(IN_NULL in flags for _, flags in rows)
+    assert (RANDOM in why) == any(IN_NULL in flags for _, flags in rows)
 
 
 def test_without_a_null_nothing_is_better_than_exploratory():

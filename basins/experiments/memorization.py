@@ -219,9 +219,7 @@ def _result(
     fine = ("recited", "effect", "by_exposures", "dynamics")
     found |= {name: pd.DataFrame() if trained is None else getattr(trained, name) for name in fine}
     settings["finetuning"] = None if trained is None else trained.settings
-    reading = read_out(found, settings)
-    if nulls is not None:
-        reading = " ".join(filter(None, [reading, null_words(found["verdicts"])]))
+    reading = " ".join(filter(None, [read_out(found, settings), null_words(found["verdicts"])]))
     grade = str(found["verdicts"]["grade"].iloc[0])
     return Memorization(
         **found,

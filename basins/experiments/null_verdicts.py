@@ -114,6 +114,8 @@ def flagged(judged: pd.DataFrame) -> list[str]:
 
 def in_words(judged: pd.DataFrame) -> str:
     """A sentence about all hypotheses of an experiment that survive correction."""
+    if "nulls" not in judged:
+        return ""
     first = judged.columns[0]
     parts = []
     for said, words in ((SHOWN, "shown by a null too"), (NOT_SHOWN, "shown by none"), (UNSURE, UNSURE)):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from basins.experiments.null_verdicts import NOT_SHOWN, SHOWN
 from basins.experiments.primary import IN_NULL, MODERATE_P, MODERATE_R, STRONG_P, STRONG_R
-from basins.studies.hypotheses import ABOUT, NOT_SHOWN, SHOWN
+from basins.studies.hypotheses import ABOUT
 
 STUDY_GRADES = ("strong", "moderate", "exploratory", "weak")
 SEVERAL = 2
@@ -28,7 +29,8 @@ def overall(table: Any) -> tuple[str, str]:
     unproven = counted[counted["grade"].isin(("strong", "moderate")) & ~tested & ~artefact]
     survivors = counted[counted["grade"] != "none"]
     real = survivors[~artefact.loc[survivors.index]]
-    taken = f" {int(artefact.sum())} that a null shows too do not count." if artefact.any() else ""
+    taken = f" {int(artefact.sum())} that a null shows too ({_nulls(counted[artefact])}) do not count."
+    taken = taken if artefact.any() else ""
     if len(strong):
         return "strong", f"{_listed(strong)}: strong on two model sizes, and no null shows it.{taken}"
     if len(moderate) >= SEVERAL:
@@ -39,8 +41,16 @@ def overall(table: Any) -> tuple[str, str]:
         said = f"{len(real)} of {len(counted)} hypotheses survive correction."
         return "exploratory", said + (few if len(moderate) else "") + (untested if len(unproven) else "") + taken
     if len(survivors):
-        return "weak", f"what survives correction ({_listed(survivors)}) is shown by a null too."
-    return "weak", f"none of {len(counted)} hypotheses survives correction."
+        return "weak", (
+            f"what survives correction ({_listed(survivors)}) is shown by a null too ({_nulls(survivors)})."
+        )
+    return "weak", f"none of {len(counted)} hypotheses survives correction.{taken}"
+
+
+def _nulls(rows: Any) -> str:
+    """The nulls that show some of the rows, each once."""
+    names = (name for names in rows["nulls_that_show_it"] for name in str(names).split("; "))
+    return ", ".join(dict.fromkeys(filter(None, names))) or "not named"
 
 
 def _listed(rows: Any) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
 from basins.experiments.layers_words import DESCRIPTION, HYPOTHESES
+from basins.experiments.null_verdicts import NOT_RUN, SHOWN, answer, capped
 from basins.experiments.primary import (
     BY_DENSITY,
     BY_PLACE,
@@ -20,17 +21,21 @@ from basins.experiments.primary import (
     PRIMARY,
     WIDE,
 )
+from basins.experiments.under_nulls import RANDOM
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from basins.studies.parts import PartResult
 
-COLUMNS = ("part", "name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model", "null", "flags")
+COLUMNS = (
+    *("part", "name", "grade", "layer", "r", "low", "high", "p_corrected", "second_model"),
+    *("null", "nulls_that_show_it", "flags"),
+)
 CONFOUNDED = "explained by the confounds"
 NOTHING_ADDED, UNFAIR = "adds nothing to the loss", "words alone tell the texts apart"
-# What a row says of nulls; ABOUT: a property of the scores themselves, which no grade counts.
-NOT_RUN, SHOWN, NOT_SHOWN, ABOUT = "not run", "shows it too", "does not show it", "about the scores"
+# What a row says of nulls beside what `null_verdicts` says: a property of the scores themselves, which no grade counts.
+ABOUT = "about the scores"
 DESCRIBED = (*HYPOTHESES[1:], DESCRIPTION)
 FLAGS = {
     NOISY: f"the 95% interval of r is wider than {WIDE:g}; in robustness: the error of a token's score over its "
@@ -46,7 +51,6 @@ FLAGS = {
     NOTHING_ADDED: "the loss baselines tell the passages apart as well without compression",
     UNFAIR: "a classifier that never sees the model does, so the groups differ in more than memory",
 }
-WITH_NULLS = ("layers", "robustness")
 ANSWERS = {"yes": "agrees", "no": "differs", "-": "not run"}
 
 
@@ -69,21 +73,21 @@ def _rows(part: PartResult) -> list[dict[str, Any]]:
     elif part.part.name == "memorization":
         found = [_memorization(row) for row in judged.to_dict("records")]
     else:
-        found = [_given(row) for row in judged.to_dict("records")]
-        if part.part.name not in WITH_NULLS:
-            found = [row | {"null": NOT_RUN} for row in found]
-    rows = [{"part": part.part.name, "null": NOT_RUN} | row for row in found]
+        no_nulls = part.manifest.get("null_rows") == 0
+        found = [_given(row, no_nulls) for row in judged.to_dict("records")]
+    rows = [{"part": part.part.name} | row for row in found]
     return sorted(rows, key=lambda row: GRADES.index(row["grade"]))
 
 
 def _carry_null(rows: list[dict[str, Any]], measure: str) -> None:
-    """What robustness found of one importance measure holds for the importance experiment's row of it too."""
+    """What robustness found a null to show of one importance measure holds for the importance experiment's row too."""
     [tested] = [row for row in rows if row["part"] == "robustness"]
     for row in rows:
-        if row["part"] == "importance" and row["name"] == _of_measure(measure):
-            row["null"] = tested["null"]
-            if tested["null"] == SHOWN:
-                row["flags"] = "; ".join(flag for flag in (row["flags"], IN_NULL) if flag)
+        if row["part"] == "importance" and row["name"] == _of_measure(measure) and tested["null"] == SHOWN:
+            names = [*row["nulls_that_show_it"].split("; "), *tested["nulls_that_show_it"].split("; ")]
+            row |= {"null": SHOWN, "nulls_that_show_it": "; ".join(dict.fromkeys(filter(None, names)))}
+            row["grade"] = capped(row["grade"], True)
+            row["flags"] = _joined([*row["flags"].split("; "), IN_NULL])
 
 
 def _of_measure(method: str) -> str:
@@ -92,7 +96,7 @@ def _of_measure(method: str) -> str:
 
 def _importance(row: dict[str, Any], correlations: Any, part: PartResult) -> dict[str, Any]:
     found = _numbers(row, "partial") | {"name": _of_measure(row["method"]), "grade": row["grade"]}
-    found["second_model"] = ANSWERS.get(row["second_model"], "not run")
+    found |= _nulls(row) | {"second_model": ANSWERS.get(row["second_model"], "not run")}
     model = next(iter(part.manifest["models"]))
     same = where(correlations, model=model, method=row["method"], layer=row["layer"])
     before = float(same["rho"].iloc[0]) if len(same) else math.nan
@@ -101,27 +105,48 @@ def _importance(row: dict[str, Any], correlations: Any, part: PartResult) -> dic
         flags.append(NOT_REPLICATED)
     if abs(before) > MODERATE_R and abs(found["r"]) < abs(before) / 2:
         flags.append(CONFOUNDED)
-    return found | {"flags": "; ".join(flags)}
+    return found | {"flags": _joined([*flags, *_null_flag(found)])}
 
 
 def _memorization(row: dict[str, Any]) -> dict[str, Any]:
     found = _numbers(row, "r") | {"name": row["contrast"], "grade": row["grade"]}
-    found["second_model"] = ANSWERS.get(row["second_model"], "not run")
+    found |= _nulls(row) | {"second_model": ANSWERS.get(row["second_model"], "not run")}
     flags = flags_of(found)
     if row["grade"] != "none" and not row["adds_p"] < MODERATE_P:
         flags.append(NOTHING_ADDED)
     if row["fair"] == "no":
         flags.append(UNFAIR)
-    return found | {"flags": "; ".join(flags)}
+    return found | {"flags": _joined([*flags, *_null_flag(found)])}
 
 
-def _given(row: dict[str, Any]) -> dict[str, Any]:
+def _given(row: dict[str, Any], no_nulls: bool) -> dict[str, Any]:
     found = _numbers(row, "r") | {name: row[name] for name in ("name", "grade", "second_model")}
     own = [flag for flag in str(row.get("flags") or "").split("; ") if flag]
-    null = ABOUT if row["name"] in DESCRIBED else SHOWN if IN_NULL in own else NOT_SHOWN
+    if row["name"] in DESCRIBED:
+        found |= {"null": ABOUT, "nulls_that_show_it": ""}
+    elif "nulls" in row:
+        found |= _nulls(row)
+    elif no_nulls:
+        found |= {"null": NOT_RUN, "nulls_that_show_it": ""}
+    else:
+        names = str(row.get("nulls_that_show_it") or (RANDOM if IN_NULL in own else ""))
+        found |= {"null": answer(bool(names), True), "nulls_that_show_it": names}
     if row["name"] == DESCRIPTION:  # it has no test
-        return found | {"null": null, "flags": ""}
-    return found | {"null": null, "flags": "; ".join(dict.fromkeys([*own, *flags_of(found)]))}
+        return found | {"flags": ""}
+    return found | {"flags": _joined([*own, *flags_of(found)])}
+
+
+def _nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """What an experiment's own nulls said of a row."""
+    return {"null": row.get("nulls", NOT_RUN), "nulls_that_show_it": row.get("nulls_that_show_it", "")}
+
+
+def _null_flag(found: dict[str, Any]) -> list[str]:
+    return [IN_NULL] if found["null"] == SHOWN else []
+
+
+def _joined(flags: list[str]) -> str:
+    return "; ".join(dict.fromkeys(filter(None, flags)))
 
 
 def _numbers(row: dict[str, Any], r: str) -> dict[str, Any]:

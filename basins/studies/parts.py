@@ -17,6 +17,7 @@ from basins.experiments.loaded import NamedModel
 from basins.experiments.memorization_words import THRESHOLDS as FOR_MEMORIZATION
 from basins.experiments.robustness_words import THRESHOLDS as FOR_ROBUSTNESS
 from basins.experiments.score_store import ScoreStore
+from basins.tagged_texts import read_tagged
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Part:
     thresholds: str = field(repr=False)
     figures: tuple[str, ...]
     any_text: bool = True
+
+    def check(self, shared: Shared, options: Mapping[str, Any]) -> None:
+        """Before anything runs: what this part could only refuse after the others have run for hours."""
+        if self.name == "linguistic":
+            texts = options.get("texts", shared.texts)
+            read_tagged("pocket-demo" if texts is None else texts, options.get("limit", shared.limit))
 
     def run(self, shared: Shared, options: Mapping[str, Any], findings: list[PartResult]) -> Any:
         """The experiment's result. `findings`: what earlier parts found, for the part that tests how robust it is."""

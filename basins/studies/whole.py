@@ -81,7 +81,8 @@ def study(
         pictures: whether to draw. command: the command line, for the record.
         tell: called with a line of text when a part starts and ends; `print` in a notebook.
 
-    Raises BasinsError where the folder holds another study, or a part refuses its settings.
+    Raises BasinsError where the folder holds another study, or a part refuses its settings; what can be told beforehand
+    (tags that NLTK cannot give, say) before anything runs.
     """
     chosen = choose_parts(parts)
     given = {name: dict(values) for name, values in (options or {}).items()}
@@ -104,6 +105,9 @@ def study(
         seed,
         ScoreStore(folder / "scores"),
     )
+    for part in chosen:
+        if not (folder / part.name / MANIFEST).is_file():
+            part.check(shared, given.get(part.name, {}))
     plan = make_plan(shared, chosen, given, SCORER | {"k": k})
     start_or_resume(folder, plan)
     results: dict[str, PartResult] = {}
