@@ -23,8 +23,12 @@ from basins.experiments.frames import where
 from basins.experiments.importance_measures import costly_layers, other_text
 from basins.experiments.importance_tables import correlations
 from basins.experiments.importance_words import read_out, verdicts
-from basins.experiments.primary import PRIMARY, SCORES
+from basins.experiments.primary import PRIMARY, SCORER, SCORES
 from basins.experiments.sequences import sequences
+from basins.experiments.token_columns import CONFOUNDS, KEY
+from basins.experiments.under_nulls import ALL_NULLS
+from basins.nulls import ISOTROPIC, null_scores
+from basins.scorer import BasinScorer
 
 SMALL = {
     "second_model": None, "limit": 5, "layers": [1, 3], "max_length": 40, "sample_rows": 4, "ablated": 12, "steps": 2,
@@ -66,11 +70,48 @@ def test_its_numbers_can_be_had_from_the_table_of_tokens(found):
         assert quarters["contrast"] == pytest.approx(quarters["q4"] - quarters["q1"])
 
 
+def test_under_nulls_the_same_tokens_meet_the_same_measures(found, pocket_mini):
+    """The sample's own effect and one null's, from scores made here and least squares of NumPy on ranks."""
+    from scipy.stats import rankdata
+
+    assert set(found.nulls["null"]) == set(ALL_NULLS)
+    assert set(found.nulls["name"]) == set(METHODS)
+    rows = sequences(pocket_mini, None, SMALL["max_length"], SMALL["limit"])
+    pick = rows.sample(20, 0)
+    scorer = BasinScorer(pocket_mini, **(SCORER | {"k": SMALL["k"], "seed": 0}))
+    default = scorer.score_tokens(rows.tokens[pick], rows.mask[pick], layers=SMALL["layers"])
+    null = null_scores(pocket_mini, rows.tokens[pick], rows.mask[pick], default, seed=0)[ISOTROPIC]
+    judged = where(found.nulls, name="gradient", null=ISOTROPIC).iloc[0]
+    facts = where(next(iter(found.tokens.values())), layer=judged["layer"])
+    facts = facts[[*KEY[1:], "fresh", "gradient", *CONFOUNDS[2:]]]
+    for scores, name in ((default, "of_sample"), (null, "effect")):
+        frames = scores.to_frame()
+        frames["sequence"] = pick.numpy()[frames["sequence"]]
+        usable = (frames["n_distinct"] >= 3) & frames["relative"].notna()
+        both = frames[usable].groupby(["sequence", "position"])["layer"].transform("size") == len(SMALL["layers"])
+        here = where(frames[usable][both], layer=judged["layer"]).merge(facts, on=KEY[1:])
+        here = here[here["fresh"] == True]  # noqa: E712
+        ranks = rankdata(here[["relative", "gradient", *CONFOUNDS]].to_numpy(), axis=0)
+        ranks -= ranks.mean(0)
+        left = ranks[:, :2] - ranks[:, 2:] @ np.linalg.lstsq(ranks[:, 2:], ranks[:, :2], rcond=None)[0]
+        assert judged[name] == pytest.approx(np.corrcoef(left.T)[0, 1], abs=1e-6)
+
+
+def test_without_nulls_the_verdicts_do_not_speak_of_them(pocket_mini):
+    found = importance(pocket_mini, **SMALL, methods=["attention"], null_rows=0)
+    assert found.nulls.empty
+    assert "nulls" not in found.verdicts
+    assert "under nulls" not in found.reading
+    assert "nulls" not in found.figures()
+    with pytest.raises(BasinsError, match="null_rows=2 is too small"):
+        importance(pocket_mini, **SMALL, null_rows=2)
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_tables_and_leaves_the_model_as_it_was(pocket_mini, found):
     before = {name: parameter.clone() for name, parameter in pocket_mini.named_parameters()}
     again = importance(pocket_mini, **SMALL)
-    for table in ("correlations", "quartiles", "agreement", "verdicts"):
+    for table in ("correlations", "quartiles", "agreement", "nulls", "verdicts"):
         pd.testing.assert_frame_equal(getattr(found, table), getattr(again, table), check_exact=True)
     assert found.reading == again.reading
     for name, parameter in pocket_mini.named_parameters():
@@ -81,11 +122,11 @@ def test_the_same_seed_gives_the_same_tables_and_leaves_the_model_as_it_was(pock
 def test_the_folder_holds_everything(found, tmp_path):
     folder = found.save(tmp_path / "run", command="basins experiment importance")
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    for table in ("correlations", "quartiles", "agreement", "verdicts"):
+    for table in ("correlations", "quartiles", "agreement", "nulls", "verdicts"):
         read = pd.read_parquet(folder / "tables" / f"{table}.parquet")
         assert len(read) == len(getattr(found, table))
         assert f"tables/{table}.csv" in files
-    for figure in ("layer_curves", "scatter", "quartiles", "joint_density", "agreement"):
+    for figure in ("layer_curves", "scatter", "quartiles", "joint_density", "agreement", "nulls"):
         assert {f"figures/{figure}.png", f"figures/{figure}.pdf"} <= files
     page = (folder / "figures" / "tokens.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http-equiv", "")

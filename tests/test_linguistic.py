@@ -22,8 +22,9 @@ from basins.experiments import linguistic
 from basins.experiments.frames import where
 from basins.experiments.linguistic_tables import FUNCTION, HYPOTHESES, NOUN, label_of
 from basins.experiments.linguistic_tokens import CONFOUNDS
-from basins.experiments.primary import PRIMARY, SCORES
+from basins.experiments.primary import IN_NULL, PRIMARY, SCORES
 from basins.experiments.score_store import ScoreStore
+from basins.experiments.under_nulls import ALL_NULLS
 from basins.tagged_texts import read_tagged
 from basins.words import PUNCTUATION, TaggedText
 
@@ -211,6 +212,24 @@ def test_the_same_seed_gives_the_same_tables(pocket_mini, found, store):
     assert store.computed == before, "scores are computed once"
     for name in ("means", "tests_of_tags", "contrasts", "effects", "verdicts", "alignment"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name))
+
+
+def test_nulls_are_run_for_every_hypothesis(found):
+    assert set(found.nulls["null"]) == set(ALL_NULLS)
+    assert set(found.nulls["name"]) == set(found.verdicts.dropna(subset=["r"])["name"])
+    for row in found.verdicts.to_dict("records"):
+        mine = where(found.nulls, name=row["name"])
+        assert row["nulls_that_show_it"] == "; ".join(mine.loc[mine["shows"], "null"])
+        assert (IN_NULL in row["flags"]) == bool(row["nulls_that_show_it"])
+    assert "nulls" in found.figures()
+
+
+def test_the_whole_text_as_the_sample_gives_the_whole_texts_effects(found):
+    """Ten texts are fewer than the 20 rows of the nulls: the sample's own effects are those of the verdicts."""
+    assert len(next(iter(found.scores.values())).tokens) <= 20
+    own = found.nulls.drop_duplicates("name").set_index("name")["of_sample"]
+    for row in found.verdicts.to_dict("records"):
+        assert own[row["name"]] == pytest.approx(row["r"], abs=1e-9)
 
 
 def test_gold_tags_of_a_file_and_every_piece(pocket_mini, tmp_path):

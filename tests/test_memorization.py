@@ -25,6 +25,9 @@ from basins.experiments.memorization_passages import Contrast, Passages, from_fi
 from basins.experiments.memorization_tables import split
 from basins.experiments.memorization_tables import tests as compare
 from basins.experiments.memorization_words import verdicts
+from basins.experiments.primary import SCORER
+from basins.nulls import ISOTROPIC, null_scores
+from basins.scorer import BasinScorer
 
 
 def few(*doses: int, each: int = 8) -> Passages:
@@ -49,6 +52,27 @@ SMALL = {"second_model": None, "reference": None, "layers": [1, 3], "k": 5, "n_r
 @pytest.fixture(scope="module")
 def found(pocket_mini):
     return memorization(pocket_mini, passages=few(0, 16, 256), **SMALL)
+
+
+def test_a_contrast_under_a_null_is_that_of_the_nulls_scores(found, pocket_mini):
+    """All passages are in the sample: r is SciPy's of the null's scores, and the verdict's as they are."""
+    from scipy.stats import pearsonr
+
+    judged = where(found.nulls, null=ISOTROPIC).iloc[0]
+    verdict = where(found.verdicts, contrast=judged["name"]).iloc[0]
+    assert judged["of_sample"] == pytest.approx(verdict["r"], abs=1e-9)
+    passages = few(0, 16, 256)
+    batch, _ = rows(pocket_mini, passages.text, 64)
+    layers = sorted(int(layer) for layer in found.verdicts["layer"].dropna().unique())
+    scorer = BasinScorer(pocket_mini, **(SCORER | {"k": 5, "seed": 0}))
+    scores = scorer.score_tokens(batch.tokens, batch.attention_mask, layers=layers)
+    null = null_scores(pocket_mini, batch.tokens, batch.attention_mask, scores, seed=0)[ISOTROPIC]
+    layer = int(judged["layer"])
+    values = null.relative[null.layer_index(layer)].double().numpy()
+    there = where(next(iter(found.tokens.values())), layer=layer, used=True)
+    means = np.array([np.nanmean(values[row, part["position"]]) for row, part in there.groupby("sequence")])
+    chosen, positive = split(found.labels, next(c for c in passages.contrasts if c.name == judged["name"]))
+    assert judged["effect"] == pytest.approx(pearsonr(means[chosen], positive).statistic, abs=1e-9)
 
 
 def test_labels_agree_with_the_doses(found):

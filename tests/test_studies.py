@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 
 import basins
-from basins import experiments
+from basins import experiments, pocket
 from basins.errors import BasinsError
 from basins.experiments.null_verdicts import NOT_RUN, NOT_SHOWN, SHOWN
 from basins.experiments.primary import IN_NULL, NOISY, NOTHING
 from basins.experiments.under_nulls import RANDOM
+from basins.random_weights import random_weights
 from basins.studies.grades import overall
 from basins.studies.hypotheses import ABOUT, CONFOUNDED, flags_of
 
@@ -110,6 +111,39 @@ def test_wrong_names_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(BasinsError, match="options names"):
         basins.study("pocket-mini", out=tmp_path / "s", parts=["importance"], options={"layers": {"k": 5}})
     assert not (tmp_path / "s").exists()
+
+
+FEW = {"n_resamples": 100, "n_permutations": 100}
+SMALL = {
+    "importance": FEW | {"methods": ["attention_value", "gradient"], "null_rows": 12, "weight_draws": 2},
+    "memorization": FEW | {"null_passages": 12, "weight_draws": 2, "layers": [1, 3]},
+    "linguistic": {"n_resamples": 100, "null_rows": 12, "weight_draws": 2},
+    "layers": FEW | {"sample": 8, "null_rows": 8},
+    "robustness": FEW | {"sample_rows": 12, "weight_draws": 2, "tested_tokens": 2, "n_draws": 39},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_model_that_has_learnt_nothing_gets_no_better_than_exploratory_and_the_null_is_named(
+    tmp_path, pocket_mini, seed
+):
+    passages = [passage for dose in (256, 0) for passage in pocket.passages() if passage.dose == dose][:24]
+    passages += [passage for passage in pocket.passages() if passage.dose == 0][:16]
+    rows = [{"text": one.text, "group": f"dose {one.dose}", "dose": one.dose} for one in passages]
+    pd.DataFrame(rows).to_json(tmp_path / "passages.jsonl", orient="records", lines=True)
+    parts = SMALL | {"memorization": SMALL["memorization"] | {"passages": str(tmp_path / "passages.jsonl")}}
+    model = random_weights(pocket_mini, 100 + seed)
+    options = {"limit": 16, "max_length": 64, "k": 8, "options": parts, "pictures": False, "seed": seed}
+    found = basins.study(model, second_model=None, out=tmp_path / "s", **options)
+    assert found.grade in ("weak", "exploratory")
+    assert set(found.parts) == set(SMALL)
+    # Something survives by chance or by the texts themselves; whatever else does is named with the null that has it.
+    assert RANDOM in found.why
+    shown = found.hypotheses[found.hypotheses["null"] == SHOWN]
+    assert len(shown)
+    assert shown["flags"].str.contains(IN_NULL).all()
+    assert RANDOM in (tmp_path / "s" / "analysis.md").read_text(encoding="utf-8").partition("##")[0]
 
 
 def table(*rows: tuple[str, str]) -> pd.DataFrame:

@@ -188,7 +188,9 @@ def importance(
         "agreement": pd.concat(agreement, ignore_index=True),
         "nulls": nulls,
     }
-    reading = " ".join(filter(None, [read_out(correlations, merged["agreement"], judged, settings), null_words(judged)]))
+    reading = " ".join(
+        filter(None, [read_out(correlations, merged["agreement"], judged, settings), null_words(judged)])
+    )
     grade = judged["grade"].iloc[0] if len(judged) else "none"
     return Importance(
         correlations=correlations,

@@ -207,9 +207,7 @@ def linguistic(
     )
 
 
-def _under_nulls(
-    of: TextSample, judged: pd.DataFrame, draws: int
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def _under_nulls(of: TextSample, judged: pd.DataFrame, draws: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The primary effects of a sample of the rows at the layers of `judged`: (as they are, under nulls, spreads)."""
     default = of.score()
     layers = [int(layer) for layer in sorted(judged["layer"].dropna().unique())]

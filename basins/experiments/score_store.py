@@ -53,9 +53,7 @@ class ScoreStore:
         wanted = check_layers(scorer.model, layers)
         mask = attention_mask if attention_mask is not None else torch.ones_like(tokens)
         key = _key(scorer, tokens, mask, wanted)
-        return self._remember(
-            key, lambda: scorer.score_tokens(tokens, mask, layers=wanted, tokenization=tokenization)
-        )
+        return self._remember(key, lambda: scorer.score_tokens(tokens, mask, layers=wanted, tokenization=tokenization))
 
     def null_scores(
         self,
@@ -76,9 +74,7 @@ class ScoreStore:
                 drawn.update(null_scores(scorer.model, tokens, attention_mask, scores, seed=seed))
             return drawn[null]
 
-        return {
-            null: self._remember(f"{key}-{null.replace(' ', '-')}-{seed}", partial(draw, null)) for null in NULLS
-        }
+        return {null: self._remember(f"{key}-{null.replace(' ', '-')}-{seed}", partial(draw, null)) for null in NULLS}
 
     def _remember(self, key: str, compute: Callable[[], BasinScores]) -> BasinScores:
         scores = self._kept.get(key)
