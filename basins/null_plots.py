@@ -24,7 +24,7 @@ def with_null_plot(drawn: dict[str, Figure], nulls: pd.DataFrame) -> dict[str, F
 
 
 def plot_null_effects(nulls: pd.DataFrame) -> Figure:
-    """A row a hypothesis: the sample's own effect (bar), and each null's with its interval; filled where it shows it."""
+    """A row a hypothesis: the sample's own effect (bar), and each null's with its interval; filled where it shows."""
     names = list(dict.fromkeys(nulls["name"]))
     figure = new_figure(PAGE, 0.55 * len(names) + 1.8)
     axes = figure.subplots()

@@ -105,9 +105,6 @@ def test_shown_and_capped():
     assert shown({"effect": -0.3, "low": -0.4, "high": -0.2}, -0.5)
     assert not shown({"effect": -0.3, "low": -0.7, "high": 0.1}, -0.5)
     assert not shown({"effect": 0.0, "low": 0.1, "high": 0.2}, 0.0)
-    assert [capped(grade, True) for grade in ("strong", "exploratory", "none")] == [
-        "exploratory",
-        "exploratory",
-        "none",
-    ]
+    assert [capped(grade, True) for grade in ("strong", "exploratory")] == ["exploratory", "exploratory"]
+    assert capped("none", True) == "none"
     assert capped("strong", False) == "strong"

@@ -18,12 +18,12 @@ from basins.errors import BasinsError
 from basins.experiments import robustness
 from basins.experiments.frames import where
 from basins.experiments.primary import PRIMARY, SCORER
-from basins.experiments.under_nulls import ALL_NULLS, RANDOM, TRAINED
 from basins.experiments.robustness_subject import read_measure, subject
 from basins.experiments.robustness_variations import settings_of, vary, with_eps
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import sequences
 from basins.experiments.token_columns import CONFOUNDS, KEY
+from basins.experiments.under_nulls import ALL_NULLS, RANDOM, TRAINED
 from basins.nulls import ISOTROPIC, null_scores
 from basins.random_weights import random_weights
 from basins.scorer import BasinScorer

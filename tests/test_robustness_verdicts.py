@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from basins.experiments.primary import PRIMARY
-from basins.experiments.under_nulls import RANDOM, TRAINED
 from basins.experiments.null_verdicts import judge_nulls, shown
+from basins.experiments.primary import PRIMARY
 from basins.experiments.robustness_words import verdict
+from basins.experiments.under_nulls import RANDOM, TRAINED
 
 
 def made_effect(effect, low, high, p=0.001, **more):

@@ -188,9 +188,8 @@ def importance(
         "agreement": pd.concat(agreement, ignore_index=True),
         "nulls": nulls,
     }
-    reading = " ".join(
-        filter(None, [read_out(correlations, merged["agreement"], judged, settings), null_words(judged)])
-    )
+    said = [read_out(correlations, merged["agreement"], judged, settings), null_words(judged)]
+    reading = " ".join(filter(None, said))
     grade = judged["grade"].iloc[0] if len(judged) else "none"
     return Importance(
         correlations=correlations,

@@ -49,8 +49,9 @@ class Linguistic(Finding):
     `means`: count, mean and interval of every score for each model, layer and tag. `tests_of_tags`: ANOVA,
     Kruskal-Wallis, and what tags explain beyond the confounds. `contrasts`: function against content words and nouns
     against verbs, before and after the confounds. `effects`: both in units of correlation. `nulls`: a row for each
-    hypothesis and null, at the layer of the hypothesis's grade. `verdicts`: a row a hypothesis. `alignment`: what became of tokens and words. `curve`: the primary effects across layers. `tokens`: for
-    each model all columns of every (layer, sequence, position); `tested` marks those that take part.
+    hypothesis and null, at the layer of the hypothesis's grade. `verdicts`: a row a hypothesis. `alignment`: what
+    became of tokens and words. `curve`: the primary effects across layers. `tokens`: for each model all columns of
+    every (layer, sequence, position); `tested` marks those that take part.
     """
 
     means: pd.DataFrame
@@ -152,7 +153,7 @@ def linguistic(
             pick = rows.sample(null_rows, seed)
             samples = [TextSample(model=one, rows=rows, pick=pick, layers=wanted, facts=facts, analysis=analysis,
                 seed=seed, store=store)]  # fmt: skip
-        tests = tables.tests_of_tags(frames[name], kept, n_resamples, seed)
+        tests = tables.tag_tests(frames[name], kept, n_resamples, seed)
         pairs = tables.contrasts(frames[name], kept, n_resamples, seed)
         tests, pairs = tables.corrected(tests, pairs)
         made = {"means": tables.means(frames[name], kept), "tests": tests, "contrasts": pairs}
@@ -212,9 +213,9 @@ def _under_nulls(of: TextSample, judged: pd.DataFrame, draws: int) -> tuple[pd.D
     default = of.score()
     layers = [int(layer) for layer in sorted(judged["layer"].dropna().unique())]
 
-    def effects_of(frame: Any) -> pd.DataFrame:
+    def effects_of(frame: Any) -> Any:
         marked, _ = mark(frame)
-        tests = tables.tests_of_tags(marked, layers, tables.ROUGH, of.seed, (PRIMARY,))
+        tests = tables.tag_tests(marked, layers, tables.ROUGH, of.seed, (PRIMARY,))
         pairs = tables.contrasts(marked, layers, tables.ROUGH, of.seed, (PRIMARY,))
         found = effects(tests.assign(model=""), pairs.assign(model="")).rename(columns={"r": "effect"})
         return found[["name", "layer", "effect", "low", "high", "n_tokens"]]

@@ -76,7 +76,7 @@ def means(frame: pd.DataFrame, layers: list[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tests_of_tags(
+def tag_tests(
     frame: pd.DataFrame, layers: list[int], n_resamples: int, seed: int, scores: tuple[str, ...] | None = None
 ) -> pd.DataFrame:
     """One row a layer and score: do tags differ at all?

@@ -41,8 +41,8 @@ class Memorization(Finding):
     `dose_response`: rank correlation of dose with every measure at every layer. `tests`: each contrast in each measure
     and layer: r, difference, g, AUROC, TPR. `baselines`: the AUROCs of `tests` that have no layer. `added`: what
     compression adds to the loss. `blind`: what words alone tell. `spans`: tokens inside memorised spans. `nulls`: a
-    row for each contrast and null, at the layer of the contrast's grade. `recited`, `effect`, `by_exposures`, `dynamics`: controlled fine-tuning. Measures point upwards: higher is what is expected of
-    memorised text.
+    row for each contrast and null, at the layer of the contrast's grade. `recited`, `effect`, `by_exposures`,
+    `dynamics`: controlled fine-tuning. Measures point upwards: higher is what is expected of memorised text.
     """
 
     labels: pd.DataFrame

@@ -18,7 +18,8 @@ THRESHOLDS = (
     f"{STRONG_P} on both models, in the same direction, and compression adds to the loss baselines on both (difference "
     f"in cross-validated AUROC above 0, corrected p < {MODERATE_P}); moderate: |r| > {MODERATE_R} with corrected p < "
     f"{MODERATE_P}, and compression adds on the first model; exploratory: corrected p < {MODERATE_P} but small, or it "
-    "adds nothing that the loss does not say; none: nothing survives correction."
+    "adds nothing that the loss does not say; none: nothing survives correction. "
+    f"{SAMPLE_RULE}"
 )
 COLUMNS = (
     *("contrast", "grade", "n_positive", "n_negative", "layer", "r", "low", "high", "hedges_g", "p_corrected"),

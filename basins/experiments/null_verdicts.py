@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 SHARE = 0.5
 NOT_RUN, SHOWN, NOT_SHOWN, UNSURE = "not run", "shows it too", "does not show it", "too few tokens to tell"
 RULE = (
-    f"Nulls ({', '.join(ALL_NULLS)}) are run on a sample. A null shows the finding too if its effect has the same sign, "
-    "is at least half as large as the sample's own, and its interval excludes 0 (random weights: in more than half of "
-    "the draws, or if relative scores spread at least half as far, IQR, under random weights as they do). Then the "
-    "finding is an artefact and at most exploratory."
+    f"Nulls ({', '.join(ALL_NULLS)}) are run on a sample. A null shows the finding too if its effect has the same "
+    "sign, is at least half as large as the sample's own, and its interval excludes 0 (random weights: in more than "
+    "half of the draws, or if relative scores spread at least half as far, IQR, under random weights as they do). "
+    "Then the finding is an artefact and at most exploratory."
 )
 # Of the experiments that look for their findings in more text than the nulls'.
 SAMPLE_RULE = (

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 # Above this share of the scores' variance the neighbours' own sampling drowns them.
 NOISE = 0.5
 THRESHOLDS = (
-    f"{BASE} {RULE} Flags: too noisy, if the mean squared jackknife error of the tested tokens exceeds half of the scores' variance at the layer; "
+    f"{BASE} {RULE} Flags: too noisy, if the mean squared jackknife error of the tested tokens exceeds half of the "
+    "scores' variance at the layer; "
     "explained by density, or by frequency or position, if removing it takes more than half of an effect whose "
     "interval excludes 0."
 )

@@ -1,4 +1,4 @@
-"""Scores where a finding should not be: under random weights, shuffled text, and neighbours that are not the nearest."""
+"""Scores where a finding should not be: under random weights, shuffled text, and states not the nearest."""
 
 from __future__ import annotations
 
