@@ -9,12 +9,11 @@ import pytest
 pytest.importorskip("statsmodels.api")
 
 from basins.experiments.linguistic_regression import dummies, partial_eta_interval, regress, within
-from basins.experiments.linguistic_tables import FUNCTION, HYPOTHESES, NOUN, TAGS, contrasts, corrected, tests_of_tags
+from basins.experiments.linguistic_tables import FUNCTION, HYPOTHESES, NOUN, TAGS, contrasts, corrected, tag_tests
 from basins.experiments.linguistic_words import effects, verdicts
 from basins.experiments.primary import PRIMARY
 
 TAGGED = ("NOUN", "VERB", "DET", "ADP")
-tests_of_tags.__test__ = False  # a table, no test
 
 
 def made(own: float, by_density: float, by_frequency: float = 0.0, seed: int = 0, n: int = 1200) -> pd.DataFrame:
@@ -37,7 +36,7 @@ def judged(*frames: pd.DataFrame) -> pd.DataFrame:
     """The verdicts of a model with one block a frame; a second model has the same number, where there are two."""
     parts = []
     for model, frame in zip(("a", "b"), frames):
-        tags, pairs = corrected(tests_of_tags(frame, [0], 100, 0), contrasts(frame, [0], 100, 0))
+        tags, pairs = corrected(tag_tests(frame, [0], 100, 0), contrasts(frame, [0], 100, 0))
         parts.append(effects(tags.assign(model=model), pairs.assign(model=model)))
     return verdicts(pd.concat(parts, ignore_index=True), dict.fromkeys(("a", "b")[: len(frames)], 1)).set_index("name")
 
