@@ -5,17 +5,32 @@ in one run more that is not timed.
 
     OMP_NUM_THREADS=1 python benchmarks/demo_sweep.py
     OMP_NUM_THREADS=1 python benchmarks/demo_sweep.py --path packed
+
+`--against` runs the sweep of an older commit of this repository in turn with this one's, each in processes of its own,
+and says how much faster this one is and how far the scores differ. 5cde08f is where packed replay was whole and the
+core was not there yet.
+
+    OMP_NUM_THREADS=1 python benchmarks/demo_sweep.py --against 5cde08f
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import io
+import os
 import pstats
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from measured import CSV, append, device_name, timed
 
@@ -36,12 +51,77 @@ STAGES = {
 }
 
 
+ROOT = Path(__file__).parents[1]
+ROUNDS = 3
+# Run under either version: what it imports is public in both.
+SWEEP = """
+import sys, time
+import numpy as np
+from basins import BasinScorer, demo, load_model, pocket
+from basins.corpus import tokenize
+model = load_model("pocket")
+texts = pocket.demo_text()[: demo.PARAGRAPHS]
+for dose in demo.DOSES:
+    texts = [*texts, *[p.text for p in pocket.passages() if p.dose == dose][: demo.PASSAGES]]
+batch = tokenize(model, texts, long_texts="split")
+scorer = BasinScorer(model, **demo.ANALYSIS)
+scores = scorer.score_texts(batch)
+for _ in range(2):
+    start = time.perf_counter()
+    scorer.score_texts(batch)
+    print("seconds", time.perf_counter() - start)
+np.savez(sys.argv[1], relative=scores.relative.numpy(), raw=scores.values.numpy())
+"""
+
+
+def sweep_of(folder: Path, result: Path) -> list[float]:
+    """Seconds of the sweep by the package in `folder`, in a process of its own; its scores go to `result`."""
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", SWEEP, str(result)], env=environment, cwd=folder, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("seconds")]
+
+
+def against(commit: str) -> list[dict[str, Any]]:
+    """A row for each version, in turn so that both see the same machine."""
+    with tempfile.TemporaryDirectory() as place:
+        older = Path(place) / "older"
+        archive = subprocess.run(["git", "archive", commit, "basins"], cwd=ROOT, capture_output=True, check=True).stdout
+        tarfile.open(fileobj=io.BytesIO(archive)).extractall(older, filter="data")
+        folders = {f"commit {commit}": older, "this": ROOT}
+        seconds: dict[str, list[float]] = {name: [] for name in folders}
+        for _ in range(ROUNDS):
+            for name, folder in folders.items():
+                seconds[name] += sweep_of(folder, Path(place) / f"{name}.npz")
+        scores = [np.load(Path(place) / f"{name}.npz") for name in folders]
+    off = {name: float(np.nanmax(np.abs(scores[0][name] - scores[1][name]))) for name in ("relative", "raw")}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratio = medians[f"commit {commit}"] / medians["this"]
+    note = f"{ratio:.2f} times as fast as {commit}; relative scores differ by at most {off['relative']:.1e} nats"
+    print(f"{medians}\n{note}, raw by {off['raw']:.1e}")
+    rows = []
+    for name, values in seconds.items():
+        low, high = np.quantile(values, [0.2, 0.8])
+        row = {"implementation": name, "seconds_p20": low, "seconds_p50": medians[name], "seconds_p80": high}
+        rows.append(row | {"repeats": len(values), "note": note if name == "this" else ""})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", choices=["core", "packed"], default="core")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--against", metavar="COMMIT")
     parser.add_argument("--csv", type=Path, default=CSV)
     args = parser.parse_args()
+    if args.against:
+        about = {"name": "sweep of basins demo, pocket", "k": demo.ANALYSIS["k"], "dtype": "float32"}
+        about |= {"device": device_name(torch.device("cpu"))}
+        append([about | row for row in against(args.against)], args.csv)
+        return
     model = load_model("pocket")
     passages = [passage for dose in demo.DOSES for passage in pocket.passages() if passage.dose == dose]
     by_dose = {dose: [p.text for p in passages if p.dose == dose][: demo.PASSAGES] for dose in demo.DOSES}

@@ -1,12 +1,11 @@
 """The README's tables of the experiments, from what their commands wrote.
 
-    basins experiment importance --out runs/importance
-    basins experiment memorization --out runs/planted
+    basins study --model pocket --second-model pocket-mini --out runs/study
     basins experiment memorization --model SmolLM2-135M-Instruct.Q4_1.gguf --layers 4,9,14,19,24,29 \
         --plain en_ewt-ud-test.conllu --out runs/natural
-    basins study --model pocket --second-model pocket-mini --out runs/study
-    python docs/tables.py --copy runs/importance importance --copy runs/planted planted --copy runs/natural natural \
-        --copy runs/study study --copy runs/study/robustness robustness
+    python docs/tables.py --copy runs/study study --copy runs/study/importance importance \
+        --copy runs/study/memorization planted --copy runs/study/linguistic linguistic \
+        --copy runs/study/layers layers --copy runs/study/robustness robustness --copy runs/natural natural
 
 copies the tables into docs/experiments/ and prints them as Markdown; without --copy it prints only.
 """
@@ -24,7 +23,13 @@ from basins.experiments.memorization_summary import NEIGHBORHOOD, best_layers
 
 HERE = Path(__file__).parent / "experiments"
 MODELS = ("pocket", "pocket-mini")
-KEPT = ("agreement", "hypotheses", "nulls", "doses", "dose_response", "tests", "added", "labels", "verdicts", "blind")
+KEPT = (
+    *("agreement", "hypotheses", "nulls", "doses", "dose_response", "tests", "added", "labels", "verdicts", "blind"),
+    *("profile", "correlations", "dimension", "overlap", "shares"),
+)
+# Large, and nothing of them is shown.
+NOT_KEPT = {"importance": ("correlations",)}
+QUANTITIES = {"relative": "relative, re-run", "relative, lookup": "relative, lookup", "update": "update, re-run"}
 LOSSES = ("loss", "perplexity", "min_k", "min_k_plus_plus", "zlib", "reference_difference", "reference_ratio")
 SCORES = {
     "relative_mean": "relative, re-run",
@@ -56,8 +61,9 @@ def study_table() -> str:
             continue
         interval = f"{number(row['r'])} [{number(row['low'])}, {number(row['high'])}]"
         layer = "-" if pd.isna(row["layer"]) else int(row["layer"])
-        rows.append([row["part"], row["name"], row["grade"], layer, interval, row["second_model"], row["null"]])
-    return markdown(["part", "hypothesis", "grade", "layer", "r", "second model", "nulls"], rows)
+        nulls = row["nulls_that_show_it"].replace("; ", ", ") or row["null"]
+        rows.append([row["part"], row["name"], row["grade"], layer, interval, row["second_model"], nulls])
+    return markdown(["part", "hypothesis", "grade", "layer", "r", "second model", "nulls that show it"], rows)
 
 
 def importance_table() -> str:
@@ -141,7 +147,61 @@ def contrast_table() -> str:
     return markdown(header, rows)
 
 
-TABLES = (study_table, importance_table, dose_table, response_table, baseline_table, natural_table, contrast_table)
+def linguistic_table() -> str:
+    rows = []
+    for row in read("linguistic", "verdicts").to_dict("records"):
+        left = f"{number(row['r'])} [{number(row['low'])}, {number(row['high'])}]"
+        layer = "-" if pd.isna(row["layer"]) else int(row["layer"])
+        rows.append([row["name"], layer, number(row["r_plain"]), number(row["r_density"]), left, row["second_model"]])
+    header = ["pocket: correlation with the relative score", "layer", "as it is", "density removed"]
+    return markdown([*header, "all confounds removed", "second model"], rows)
+
+
+def layers_table() -> str:
+    """The first model's layers as columns; means over tokens, nats."""
+    profile, raw = read("layers", "profile"), read("layers", "correlations")
+    parts = {name: _by_layer(profile, "quantity", key, "mean") for key, name in QUANTITIES.items()}
+    raw = raw[raw["with"] == "density"]
+    parts["raw, rank correlation with density"] = _by_layer(raw, "score", "raw", "rho")
+    parts["relative, rank correlation with density"] = _by_layer(raw, "score", "relative", "rho")
+    parts["intrinsic dimension (two-NN)"] = _by_layer(read("layers", "dimension"), "estimator", "two-NN", "dimension")
+    overlap = read("layers", "overlap")
+    parts["neighbours shared with the next layer"] = _by_layer(overlap, "comparison", "next layer", "estimate")
+    for part in ("state", "context", "interaction"):
+        parts[f"share of {part}"] = _by_layer(read("layers", "shares"), "part", part, "share")
+    layers = sorted(set().union(*parts.values()))
+    rows = [[name, *[number(cells.get(layer, float("nan"))) for layer in layers]] for name, cells in parts.items()]
+    return markdown(["pocket", *[f"layer {layer}" for layer in layers]], rows)
+
+
+def _by_layer(table: Any, column: str, value: str, shown: str) -> dict[int, float]:
+    rows = table[(table["model"] == MODELS[0]) & (table[column] == value)]
+    return {int(layer): float(number) for layer, number in zip(rows["layer"], rows[shown], strict=True)}
+
+
+def null_table() -> str:
+    [judged] = read("robustness", "verdicts").to_dict("records")
+    own = f"{number(judged['r'])} [{number(judged['low'])}, {number(judged['high'])}]"
+    rows = [["as it is", own, "", ""]]
+    for row in read("robustness", "nulls").to_dict("records"):
+        interval = f"{number(row['effect'])} [{number(row['low'])}, {number(row['high'])}]"
+        rows.append([row["null"], interval, number(row["spread_of_default"]), "yes" if row["shows"] else "no"])
+    header = [f"{judged['name']}, layer {int(judged['layer'])}", "r", "spread of scores, of the model's own"]
+    return markdown([*header, "shows it too"], rows)
+
+
+TABLES = (
+    study_table,
+    importance_table,
+    dose_table,
+    response_table,
+    baseline_table,
+    natural_table,
+    contrast_table,
+    linguistic_table,
+    layers_table,
+    null_table,
+)
 
 
 def main() -> None:
@@ -151,7 +211,7 @@ def main() -> None:
         (HERE / name).mkdir(parents=True, exist_ok=True)
         for table in KEPT:
             source = Path(folder) / "tables" / f"{table}.parquet"
-            if source.is_file():
+            if source.is_file() and table not in NOT_KEPT.get(name, ()):
                 shutil.copy(source, HERE / name / source.name)
         if (Path(folder) / "verdict.md").is_file():
             shutil.copy(Path(folder) / "verdict.md", HERE / name / "verdict.md")
