@@ -1,11 +1,14 @@
 """Run the notebooks and write them back with their outputs.
 
 python notebooks/execute.py
+python notebooks/execute.py notebooks/main_experiment.ipynb
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from nbclient import NotebookClient
@@ -15,7 +18,9 @@ HERE = Path(__file__).parent
 
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(HERE)}}).execute()
+    # An empty folder: a notebook that takes a study up again would show what older code found.
+    with TemporaryDirectory() as folder:
+        NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": folder}}).execute()
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -32,5 +37,7 @@ def execute(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for found in sorted(HERE.glob("*.ipynb")):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(HERE.glob("*.ipynb")), help="unless: all")
+    for found in parser.parse_args().notebooks:
         execute(found)
