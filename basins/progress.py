@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 QUIET_SECONDS = 1.0
 REDRAW_SECONDS = 0.25
+_in_notebook: list[Progress] = []
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # In a notebook rich draws by catching all output in a widget for a moment. From a thread of its own it would catch
-    # what the user prints as well, and two bars would catch each other's: there the bar is drawn from `advance`.
+    # what the user prints as well, and two bars would catch each other: there one bar is drawn, and from `advance`.
     bar = Progress(*columns, console=console, transient=True, auto_refresh=not console.is_jupyter)
     task_id = bar.add_task(task, total=total)
     start, drawn, shown = time.monotonic(), 0.0, False
@@ -31,7 +32,9 @@ def progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
         nonlocal shown, drawn
         bar.update(task_id, advance=n)
         now = time.monotonic()
-        if watched and not shown and now - start > QUIET_SECONDS:
+        if watched and not shown and not _in_notebook and now - start > QUIET_SECONDS:
+            if console.is_jupyter:
+                _in_notebook.append(bar)
             bar.start()
             shown, drawn = True, now
         elif shown and console.is_jupyter and now - drawn > REDRAW_SECONDS:
@@ -43,3 +46,5 @@ def progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
     finally:
         if shown:
             bar.stop()
+        if bar in _in_notebook:
+            _in_notebook.remove(bar)

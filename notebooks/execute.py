@@ -16,6 +16,17 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 
 
+def joined(outputs: list) -> list:
+    """What was printed on end, in one piece: a bar between two lines leaves them apart."""
+    kept: list = []
+    for output in outputs:
+        if kept and output.output_type == kept[-1].output_type == "stream" and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
+
+
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     # An empty folder: a notebook that takes a study up again would show what older code found.
@@ -33,6 +44,7 @@ def execute(path: Path) -> None:
                 and output.get("data", {}).get("text/plain") != ""
                 and output.get("name") != "stderr"
             ]
+            cell.outputs = joined(cell.outputs)
     nbformat.write(notebook, path)
 
 
