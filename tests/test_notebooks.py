@@ -18,7 +18,7 @@ def read(path: Path):
 def test_notebook_runs(path, tmp_path):
     nbclient = pytest.importorskip("nbclient")
     notebook = read(path)
-    client = nbclient.NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path)}})
+    client = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 from rich.console import Console
+from rich.live import Live, _RefreshThread
 
 from basins import progress as module
 
@@ -42,3 +44,28 @@ def test_the_bar_is_taken_away_after_an_exception(monkeypatch):
         advance(1)
         raise KeyboardInterrupt
     assert console._live_stack == []
+
+
+def test_in_a_notebook_the_caller_draws_one_bar(monkeypatch):
+    """rich catches all output while it draws there: from a thread, also another bar's and the user's."""
+    pytest.importorskip("ipywidgets")
+    drawn = []
+    monkeypatch.setattr(module, "Console", lambda stderr: Console(force_jupyter=True, width=80))
+    monkeypatch.setattr(module, "QUIET_SECONDS", -1)
+    monkeypatch.setattr(module, "REDRAW_SECONDS", -1)
+    monkeypatch.setattr("rich.jupyter.display", lambda *shown: None)  # there is no kernel to show it
+    monkeypatch.setattr(Live, "refresh", lambda self: drawn.append((self, threading.current_thread())))
+    with module.progress("outer", 3) as outer:
+        outer(1)
+        with module.progress("inner", 2) as inner:
+            inner(1)
+            inner(1)
+            assert not [thread for thread in threading.enumerate() if isinstance(thread, _RefreshThread)]
+        outer(1)
+    with module.progress("next", 1) as after:
+        after(1)
+    bars, threads = zip(*drawn, strict=True)
+    # The outer one when it appears and at its second step, the inner one never, the next one when it appears.
+    assert bars[0] is bars[1]
+    assert len(set(bars)) == 2
+    assert set(threads) == {threading.main_thread()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
@@ -16,19 +17,22 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 COLUMNS = ["layer", "line", "estimate", "low", "high"]
 MOST_LINES = 4
+# Letters in a line over a panel, and beside one.
+TITLE, SIDE = 36, 34
 
 
 def plot_summary(parts: list[PartResult]) -> Figure:
     """Each part's main curves of the first model with their intervals: at most four, those of its best verdicts."""
     drawn: list[Any] = [(part, *curves(part)) for part in parts]
-    figure, shown = panels(len(drawn), 2.3)
+    figure, shown = panels(len(drawn), 2.6)
     for axes, (part, table, what) in zip(shown, drawn, strict=True):
         for color, (line, rows) in zip(COLORS, table.groupby("line", sort=False), strict=False):
             rows = rows.sort_values("layer")
             axes.plot(rows["layer"], rows["estimate"], color=color, marker="o", markersize=3, linewidth=1.3, label=line)
             axes.fill_between(rows["layer"], rows["low"], rows["high"], color=color, alpha=0.18, linewidth=0)
         axes.axhline(0, color=NOTE, linewidth=0.6)
-        label_axes(axes, f"{part.part.title} {part.manifest['grade']}", what)
+        title = f"{textwrap.fill(part.part.title, TITLE)}\n{part.manifest['grade']}"
+        label_axes(axes, title, textwrap.fill(what, SIDE))
         if len(table):
             layer_axis(axes)
             add_legend(axes, FONT - 3)
