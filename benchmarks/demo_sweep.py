@@ -90,7 +90,8 @@ def against(commit: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as place:
         older = Path(place) / "older"
         archive = subprocess.run(["git", "archive", commit, "basins"], cwd=ROOT, capture_output=True, check=True).stdout
-        tarfile.open(fileobj=io.BytesIO(archive)).extractall(older, filter="data")
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(older, filter="data")
         folders = {f"commit {commit}": older, "this": ROOT}
         seconds: dict[str, list[float]] = {name: [] for name in folders}
         for _ in range(ROUNDS):

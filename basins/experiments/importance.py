@@ -22,6 +22,7 @@ from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.scores import BasinScores
 from basins.settings import versions, whole
+from basins.stats.sample import LEAST_RESAMPLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,6 +119,7 @@ def importance(
     for name, value, least in (("sample_rows", sample_rows, 4), ("ablated", ablated, 8), ("steps", steps, 1)):
         whole(name, value, least, "it sizes the sample that costly methods are measured on.")
     check_null_sizes(null_rows, weight_draws)
+    whole("n_resamples", n_resamples, LEAST_RESAMPLES, "fewer give no interval.")
     chosen = check_methods(methods)
     loaded = load_models(model, second_model)
     store = store or ScoreStore()

@@ -21,6 +21,7 @@ from basins.scorer import BasinScorer
 from basins.scores import BasinScores
 from basins.settings import versions, whole
 from basins.sinks import sinks
+from basins.stats.sample import LEAST_RESAMPLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,6 +110,7 @@ def layers(
     """
     whole("sample", sample, 8, "it counts the tokens that costly measures are taken of.")
     whole("null_rows", null_rows, 0, "it counts the rows that the untrained model is scored on; 0 leaves it out.")
+    whole("n_resamples", n_resamples, LEAST_RESAMPLES, "fewer give no interval.")
     loaded, store = load_models(model, second_model), store or ScoreStore()
     analysis: dict[str, Any] = SCORER | {"k": k, "seed": seed}
     statistics: dict[str, Any] = {"n_resamples": n_resamples, "n_permutations": n_permutations, "seed": seed}

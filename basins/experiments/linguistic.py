@@ -32,7 +32,8 @@ from basins.experiments.under_nulls import check_null_sizes, effects_under_nulls
 from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.scores import BasinScores
-from basins.settings import versions
+from basins.settings import versions, whole
+from basins.stats.sample import LEAST_RESAMPLES
 from basins.tagged_texts import read_tagged
 from basins.words import CONTENT, FUNCTION, NOUNS, PUNCTUATION, VERBS, Tagged, TaggedText, describe
 
@@ -127,6 +128,7 @@ def linguistic(
     import pandas as pd
 
     check_null_sizes(null_rows, weight_draws)
+    whole("n_resamples", n_resamples, LEAST_RESAMPLES, "fewer give no interval.")
     tagged = read_tagged("pocket-demo" if texts is None else texts, limit)
     store = store or ScoreStore()
     loaded = load_models(model, second_model)

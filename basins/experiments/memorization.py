@@ -25,6 +25,7 @@ from basins.experiments.under_nulls import check_null_sizes
 from basins.lens import check_layers
 from basins.scorer import BasinScorer
 from basins.settings import versions, whole
+from basins.stats.sample import LEAST_RESAMPLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +115,7 @@ def memorization(
     """
     whole("n_seeds", n_seeds, 1, "each is run with both halves.")
     check_null_sizes(null_passages, weight_draws, "null_passages")
+    whole("n_resamples", n_resamples, LEAST_RESAMPLES, "fewer give no interval.")
     chosen = _passages(model.name if isinstance(model, NamedModel) else model, passages)
     if plain is not None:
         chosen = with_plain(chosen, plain, seed=seed)

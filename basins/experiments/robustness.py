@@ -24,6 +24,7 @@ from basins.experiments.token_columns import KEY, join
 from basins.experiments.under_nulls import effects_under_nulls
 from basins.lens import check_layers
 from basins.settings import versions, whole
+from basins.stats.sample import LEAST_RESAMPLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +123,7 @@ def robustness(
     for name, value, least in (("weight_draws", weight_draws, 1), ("tested_tokens", tested_tokens, 1)):
         whole(name, value, least, "it sizes a null.")
     whole("n_draws", n_draws, 39, "with fewer draws no two-sided p-value is below 0.05.")
+    whole("n_resamples", n_resamples, LEAST_RESAMPLES, "fewer give no interval.")
     if sample_rows is not None:
         whole("sample_rows", sample_rows, 4, "neighbours come from other sequences.")
     compared = read_measure(measure)

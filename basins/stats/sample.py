@@ -40,6 +40,9 @@ def array(name: str, values: Any) -> ndarray:
     return found
 
 
+LEAST_RESAMPLES = 100
+
+
 @dataclass(frozen=True)
 class Sample:
     """Tokens with a value in every column. `reason` is not empty where no statistic can be computed from them."""
@@ -129,5 +132,7 @@ def standardized(columns: Float64[ndarray, "column token"]) -> Float64[ndarray, 
 def check_confidence(confidence: float, n_resamples: int) -> None:
     if not 0 < confidence < 1:
         raise BasinsError(f"confidence={confidence} is not between 0 and 1. The usual value is 0.95.")
-    if n_resamples < 100:
-        raise BasinsError(f"{n_resamples} resamples are too few for an interval or a p-value; pass at least 100.")
+    if n_resamples < LEAST_RESAMPLES:
+        raise BasinsError(
+            f"{n_resamples} resamples are too few for an interval or a p-value; pass at least {LEAST_RESAMPLES}."
+        )

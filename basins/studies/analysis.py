@@ -68,7 +68,9 @@ def _what(part: PartResult) -> str:
 def _stated(found: Study) -> list[str]:
     date = found.plan["date"].replace("T", " ")
     lines = [f"In `study.json`, written before anything ran ({date}). The study's grade:", ""]
-    lines += [f"- {rule.strip()}" for rule in found.plan["grades"].rstrip(".").split("; ")]
+    rules, _, counting = found.plan["grades"].partition(". ")
+    lines += [f"- {rule.strip()}" for rule in rules.split("; ")]
+    lines += ["", f"{counting}."]
     lines += ["", "The parts' grades:", ""]
     lines += [f"- {name}: {thresholds}" for name, thresholds in found.plan["thresholds"].items()]
     return lines

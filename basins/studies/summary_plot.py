@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from basins.studies.parts import PartResult
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 COLUMNS = ["layer", "line", "estimate", "low", "high"]
 MOST_LINES = 4
 # Letters in a line over a panel, and beside one.
@@ -22,7 +22,7 @@ TITLE, SIDE = 36, 34
 
 
 def plot_summary(parts: list[PartResult]) -> Figure:
-    """Each part's main curves of the first model with their intervals: at most four, those of its best verdicts."""
+    """Each part's main curves of the first model with their intervals: at most four verdicts, the best."""
     drawn: list[Any] = [(part, *curves(part)) for part in parts]
     figure, shown = panels(len(drawn), 2.6)
     for axes, (part, table, what) in zip(shown, drawn, strict=True):
