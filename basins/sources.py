@@ -15,11 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.activations import CacheStates, StateStore
-from basins.block_calls import BlockCall, record_calls
+from basins.block_calls import BlockCall
 from basins.lens import block_device, block_dtype, enter_layer, has_hooks
 from basins.progress import progress
 from basins.rerun import LEAST_ROWS, ROWS_PER_POS, run_context
 from basins.selfcheck import CheckedPath
+from basins.shared_calls import CallRecorder
 
 FLOATS_PER_CALL = {"cpu": 2**24, "cuda": 2**29}
 
@@ -177,17 +178,17 @@ def record_chunks(
     keep_states: tuple[int, ...] = (),
     on_states: Callable[[slice, dict[int, Tensor]], None] | None = None,
 ) -> list[Chunk]:
-    """Split the sequences into chunks and record how the model calls its blocks for each."""
+    """Split the sequences into chunks and find out how the model calls its blocks for each."""
     place = torch.arange(1, attention_mask.shape[1] + 1)
     ends = (attention_mask * place).amax(1)
     size = batch_size or _even(len(tokens), plan_batch(model, int(ends.max())))
-    chunks = []
+    chunks, recorder = [], CallRecorder(model, layers)
     with progress("recording block calls", len(tokens)) as advance:
         for start in range(0, len(tokens), size):
             rows = slice(start, min(start + size, len(tokens)))
             length = int(ends[rows].max())
             mask = attention_mask[rows, :length]
-            calls, states = record_calls(model, tokens[rows, :length], mask, layers, keep_states)
+            calls, states = recorder.record(tokens[rows, :length], mask, keep_states)
             if on_states is not None:
                 on_states(rows, states)
             chunks.append(Chunk(rows, length, mask, calls))

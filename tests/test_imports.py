@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 ROWS = [
     ["errors", "settings", "progress", "folders", "precision", "quotes"],
     [
-        *["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
+        *["lens", "block_calls", "shared_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
         # Words with tags, and the model's tokens that they come in.
         *["words", "conllu", "nltk_words", "tagged_texts", "alignment", "hub_rows", "named_texts"],
     ],
@@ -69,6 +69,7 @@ WITHIN_A_ROW = {
     ("settings", "errors"),
     ("folders", "errors"),
     ("block_calls", "lens"),
+    ("shared_calls", "block_calls"),
     ("models", "gguf_files"),
     ("models", "load_errors"),
     ("models", "wrap"),
