@@ -19,6 +19,8 @@ from basins.progress import progress
 
 # States larger than this go to a memory-mapped temporary file.
 MEMORY_BUDGET = 4 * 2**30
+# What states may take of a GPU's free memory: as much again is needed to search among them and to re-run their blocks.
+SHARE_OF_GPU = 0.25
 
 
 @runtime_checkable
@@ -190,7 +192,10 @@ def check_tokens(tokens: Any, shape: tuple[int, int] | None) -> Any:
 
 @dataclass
 class StateStore:
-    """States of several layers in memory, or in one memory-mapped file each when they outgrow the budget."""
+    """States of several layers in memory, or in one memory-mapped file each when they outgrow the budget.
+
+    On a GPU if they are computed there and leave room enough: then no layer travels to the host and back.
+    """
 
     batch: int
     pos: int
@@ -198,19 +203,29 @@ class StateStore:
     dtype: torch.dtype
     n_stored: int
     budget: int = MEMORY_BUDGET
+    device: torch.device = torch.device("cpu")
     tensors: dict[int, Tensor] = field(default_factory=dict)
     # Outputs of blocks whose way into the next layer is hooked: there the two differ.
     unhooked: dict[int, Tensor] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory | None = None
+
+    def __post_init__(self) -> None:
+        """`device`: where the states are computed."""
+        if self.size > SHARE_OF_GPU * free_memory(self.device):
+            self.device = torch.device("cpu")
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.batch, self.pos
 
     @property
+    def size(self) -> int:
+        """Of all layers that are kept at a time, in bytes."""
+        return self.n_stored * self.batch * self.pos * self.d_model * torch.finfo(self.dtype).bits // 8
+
+    @property
     def on_disk(self) -> bool:
-        size = torch.finfo(self.dtype).bits // 8
-        return self.n_stored * self.batch * self.pos * self.d_model * size > self.budget
+        return self.device.type == "cpu" and self.size > self.budget
 
     def create(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
         """Room for one layer's states, zeros."""
@@ -224,7 +239,7 @@ class StateStore:
     def _room(self, name: str) -> Float[Tensor, "batch pos d_model"]:
         shape = (self.batch, self.pos, self.d_model)
         if not self.on_disk:
-            return torch.zeros(shape, dtype=self.dtype)
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="basins-states-")
         path = Path(self._folder.name) / name
@@ -253,6 +268,14 @@ class StateStore:
 
     def outputs(self, layer: int) -> Float[Tensor, "batch pos d_model"] | None:
         return self.unhooked.get(layer, self.tensors.get(layer + 1))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could still be allocated on a GPU, what PyTorch holds without using it included; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def embed_all_layers(

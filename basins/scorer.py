@@ -157,8 +157,8 @@ class BasinScorer:
         """Score whole texts layer by layer, without a cache: memory is two layers of states, whatever the depth.
 
         Texts are tokenised as `model.to_tokens` does it (see `basins.corpus.tokenize`). A text longer than the context
-        is an error unless `long_texts` is "truncate" or "split". States beyond `memory_budget` bytes go to a mapped
-        file.
+        is an error unless `long_texts` is "truncate" or "split". States stay on the model's GPU if they fit there; of
+        the host's memory they take `memory_budget` bytes at most, and beyond that go to a mapped file.
         """
         if isinstance(texts, TokenBatch):
             batch = texts

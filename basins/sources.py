@@ -59,6 +59,12 @@ def compute_device(model: Any, layer: int) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def one_device(model: Any, layers: tuple[int, ...]) -> torch.device:
+    """Where all these layers' states are computed; the host, where a model is spread over several devices."""
+    devices = {compute_device(model, layer) for layer in range(layers[0], layers[-1] + 1)}
+    return devices.pop() if len(devices) == 1 else torch.device("cpu")
+
+
 @dataclass
 class CacheSource:
     """States from a cache."""
@@ -103,14 +109,15 @@ class SweepSource:
         rerun: bool,
     ) -> None:
         self.model, self.layers, self.dtype, self.rerun = model, layers, dtype, rerun
-        self.store = StateStore(tokens.shape[0], tokens.shape[1], int(model.cfg.d_model), dtype, 2, budget)
+        shape, device = (*tokens.shape, int(model.cfg.d_model)), one_device(model, layers)
+        self.store = StateStore(*shape, dtype, 2, budget, device)
         self.paths: dict[int, CheckedPath] = {}
         self.at = layers[0]
         first = self.store.create(self.at)
 
         def embedded(rows: slice, states: dict[int, Tensor]) -> None:
             value = states[self.at]
-            first[rows, : value.shape[1]] = value.to("cpu", dtype)
+            first[rows, : value.shape[1]] = value.to(first)
 
         span = range(layers[0], layers[-1] + 1)
         self.chunks = record_chunks(model, tokens, attention_mask, span, batch_size, (self.at,), embedded)
@@ -143,7 +150,7 @@ class SweepSource:
         device, dtype = block_device(self.model, layer), block_dtype(self.model, layer)
         for chunk in self.chunks:
             context = states[chunk.rows, : chunk.length].to(device, dtype)
-            states[chunk.rows, : chunk.length] = enter_layer(self.model, layer, context).to("cpu", self.dtype)
+            states[chunk.rows, : chunk.length] = enter_layer(self.model, layer, context).to(states)
 
     def _run_context(self, layer: int) -> None:
         states, after = self.store.layer(layer), self.store.create(layer + 1)
@@ -152,7 +159,7 @@ class SweepSource:
         for chunk in self.chunks:
             context = states[chunk.rows, : chunk.length].to(device, dtype)
             result = run_context(self.model, path, chunk.calls[layer], context, chunk.attention_mask)
-            after[chunk.rows, : chunk.length] = result.to("cpu", self.dtype)
+            after[chunk.rows, : chunk.length] = result.to(after)
 
 
 def plan_batch(model: Any, length: int) -> int:
