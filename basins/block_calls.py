@@ -58,7 +58,7 @@ class BlockCall:
     def with_states(
         self, states: Float[Tensor, "batch pos d_model"] | None, fn: Callable[[str, Any], Any]
     ) -> tuple[tuple, dict]:
-        """The call with other hidden states (None: still without) and each other argument leaf replaced by `fn(name, leaf)`."""
+        """The call with other hidden states (None: none) and each other argument leaf replaced by `fn(name, leaf)`."""
         args = [_map(name, value, fn) for name, value in zip(self.arg_names, self.args, strict=True)]
         kwargs = {name: _map(name, value, fn) for name, value in self.kwargs.items()}
         if args:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from basins.block_calls import BlockCall, CannotRebuild, packed_mask
 from basins.block_parts import block_parts
-from basins.core import Projected, context_of, project, push
+from basins.core import Ahead, Projected, context_of, project, push
 from basins.hooked_transformer import call_hooked_block
 from basins.lens import block_device, block_dtype
 from basins.patching import call_block, patch_block, patch_model, restart_layers
@@ -64,7 +64,7 @@ class Replay:
         self,
         patches: Float[Tensor, "batch patch d_model"],
         positions: Int[Tensor, "batch patch"],
-        projected: Projected | None = None,
+        projected: Ahead | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "batch patch d_model"]:
         """Outputs for every patch. What the core may be spared: `projected` and `last`, as in `core.push`."""

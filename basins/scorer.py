@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.activations import (
-    MEMORY_BUDGET,
     CacheStates,
     States,
     check_finite,
@@ -33,6 +32,7 @@ from basins.scores import BasinScores
 from basins.selfcheck import SelfCheck
 from basins.settings import ScorerSettings
 from basins.sources import CacheSource, Source, SweepSource, plan_batch, record_chunks
+from basins.state_store import MEMORY_BUDGET
 from basins.transition import Bank, measure_transition
 
 

@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basins.activations import CacheStates, StateStore
+from basins.activations import CacheStates
 from basins.block_calls import BlockCall
 from basins.lens import block_device, block_dtype, enter_layer, has_hooks
 from basins.progress import progress
 from basins.rerun import LEAST_ROWS, ROWS_PER_POS, run_context
 from basins.selfcheck import CheckedPath
 from basins.shared_calls import CallRecorder
+from basins.state_store import StateStore
 
 FLOATS_PER_CALL = {"cpu": 2**24, "cuda": 2**29}
 

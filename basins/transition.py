@@ -10,12 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from basins.activations import check_finite
+from basins.core import Ahead
 from basins.distinct import count_distinct
 from basins.errors import BasinsError
 from basins.lens import block_device, block_dtype
+from basins.neighbor_variances import neighbor_variances
 from basins.neighbors import Neighbors, TokenTable, find_neighbors
 from basins.rerun import Replay, project_ahead
-from basins.scores import variance
 from basins.selfcheck import disagreement
 from basins.settings import ScorerSettings
 from basins.sources import Chunk, Source
@@ -93,14 +94,6 @@ def patch_floats(device: torch.device) -> int:
     return PATCH_FLOATS.get(device.type, PATCH_FLOATS["cpu"])
 
 
-def _variances(
-    before: Float[Tensor, "*token k d_model"], after: Float[Tensor, "*token k d_model"], normalize: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    if normalize:
-        before, after = (x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) for x in (before, after))
-    return variance(before), variance(after), variance(after - before)
-
-
 def _look_up_all(
     states: Float[Tensor, "bank d_model"],
     outputs: Float[Tensor, "bank d_model"],
@@ -110,10 +103,10 @@ def _look_up_all(
     """Variances of the neighbours' cached outputs, each in its own context. No block is run."""
     found = {name: states.new_full((len(ids),), float("nan")) for name in ("var_in", "var_out", "var_update")}
     scored = (ids[:, 0] >= 0).nonzero()[:, 0]
-    for some in scored.split(max(1, patch_floats(states.device) // (settings.k * states.shape[1]))):
-        values = _variances(states[ids[some]], outputs[ids[some]], settings.normalize)
-        for name, value in zip(found, values, strict=True):
-            found[name][some] = value
+    some = ids[scored]
+    values = neighbor_variances(states, outputs, settings.k, some, some, settings.normalize, states.dtype)
+    for name, value in zip(found, values, strict=True):
+        found[name][scored] = value
     return found
 
 
@@ -170,14 +163,14 @@ def rerun_variances(
             outputs = replay.outputs(
                 pushed.flatten(1, 2),
                 at.to(device).repeat_interleave(settings.k, 1),
-                None if ahead is None else ahead[found_ids.flatten(1).to(device)],
+                None if ahead is None else Ahead(ahead, found_ids.flatten(1).to(device)),
                 last,
             )
-            pushed, outputs = pushed.to(states), outputs.view(pushed.shape).to(states)
-            values = _variances(pushed, outputs, settings.normalize)
+            flat = (some.flatten(end_dim=-2).to(states.device) for some in (pushed, outputs))
+            values = neighbor_variances(*flat, settings.k, normalize=settings.normalize, dtype=states.dtype)
             rows = torch.arange(batch, device=at.device)[chunk.rows][:, None].expand_as(at)
             for name, value in zip(found, values, strict=True):
-                found[name][rows, torch.where(real, at, pos)] = value
+                found[name][rows, torch.where(real, at, pos)] = value.view(at.shape)
         next_states[chunk.rows, : chunk.length] = replay.next_states().to(next_states)
         if known is not None:
             check_next_layer(chunk, layer, context, next_states, known, dtype)

@@ -5,7 +5,7 @@ A model of GPT-2 small's shape (12 blocks, width 768, random weights, 50,257 tok
 * "basins": `score_tokens`: re-run scores and lookup scores of every token at every transition; float32, TF32, bfloat16.
 * "basins, lookup alone": the same without re-running blocks.
 * "per-token loop over FAISS": what one writes first: `run_with_cache`, an `IndexFlatL2` a layer, and a loop over tokens
-  with NumPy's `var`, for lookup scores alone. It is run on `--loop-tokens` tokens; where these are fewer, the row says so.
+  with NumPy's `var`, for lookup scores alone. It is run on `--loop-tokens` tokens, of which the row has the number.
 * "floor": the bare matrix products that none can do without, by the device's own library: distances of all pairs, and
   for re-run scores the output projection and MLP of k rows a token (see rerun.py).
 
@@ -64,11 +64,11 @@ def per_token_loop(model: Any, tokens: Tensor, k: int, eps: float = 1e-10) -> di
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    n_layers = int(model.cfg.n_layers)
+    n_layers, device = int(model.cfg.n_layers), next(model.parameters()).device
     streams: list[list[np.ndarray]] = [[] for _ in range(n_layers + 1)]
     with torch.no_grad():
         for rows in tokens.split(64):
-            _, cache = model.run_with_cache(rows, names_filter=lambda name: "resid" in name)
+            _, cache = model.run_with_cache(rows.to(device), names_filter=lambda name: "resid" in name)
             for layer in range(n_layers):
                 streams[layer].append(cache[f"blocks.{layer}.hook_resid_pre"].flatten(0, 1).float().cpu().numpy())
             streams[-1].append(cache[f"blocks.{n_layers - 1}.hook_resid_post"].flatten(0, 1).float().cpu().numpy())

@@ -22,9 +22,9 @@ ROWS = [
         *["words", "conllu", "nltk_words", "tagged_texts", "alignment", "hub_rows", "named_texts"],
     ],
     [
-        *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
+        *["activations", "state_store", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
         *["rerun", "hooked_transformer", "patching", "selfcheck", "core", "block_parts"],
-        *["patched_attention", "patched_kernels"],
+        *["patched_attention", "patched_kernels", "neighbor_variances", "variance_kernels"],
     ],
     ["scores", "attributed", "fitted_bank"],
     [
@@ -89,6 +89,7 @@ WITHIN_A_ROW = {
     ("tagged_texts", "words"),
     ("alignment", "corpus"),
     ("alignment", "words"),
+    ("activations", "state_store"),
     ("neighbors", "indexes"),
     ("neighbors", "half_search"),
     ("indexes", "half_search"),
@@ -97,6 +98,7 @@ WITHIN_A_ROW = {
     ("core", "block_parts"),
     ("core", "patched_attention"),
     ("patched_attention", "patched_kernels"),
+    ("neighbor_variances", "variance_kernels"),
     ("rerun", "block_parts"),
     ("rerun", "core"),
     ("rerun", "hooked_transformer"),
