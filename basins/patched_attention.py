@@ -43,9 +43,10 @@ def attend(
     if softcap is None and query.shape[-1] in KERNEL_WIDTHS and dtype in KERNEL_DTYPES and has_kernel(query.device):
         from basins import patched_kernels
 
-        operands = (tensor.to(dtype) for tensor in (query, key, value, keys, values))
-        rest = {"mask": mask, "positions": positions, "scaling": scaling, "tf32": tf32_is_on(), "ids": ids}
-        return patched_kernels.attend(*operands, **rest)
+        query, key, value, keys, values = (tensor.to(dtype) for tensor in (query, key, value, keys, values))
+        return patched_kernels.attend(
+            query, key, value, keys, values, mask, positions, scaling, tf32=tf32_is_on(), ids=ids
+        )
     if ids is not None:
         query, key, value = query[ids], key[ids], value[ids]
     return attend_in_steps(query, key, value, keys, values, mask, positions, scaling, softcap, softmax)

@@ -110,8 +110,8 @@ class SweepSource:
         rerun: bool,
     ) -> None:
         self.model, self.layers, self.dtype, self.rerun = model, layers, dtype, rerun
-        shape, device = (*tokens.shape, int(model.cfg.d_model)), one_device(model, layers)
-        self.store = StateStore(*shape, dtype, 2, budget, device)
+        batch, pos = tokens.shape
+        self.store = StateStore(batch, pos, int(model.cfg.d_model), dtype, 2, budget, one_device(model, layers))
         self.paths: dict[int, CheckedPath] = {}
         self.at = layers[0]
         first = self.store.create(self.at)

@@ -166,8 +166,8 @@ def rerun_variances(
                 None if ahead is None else Ahead(ahead, found_ids.flatten(1).to(device)),
                 last,
             )
-            flat = (some.flatten(end_dim=-2).to(states.device) for some in (pushed, outputs))
-            values = neighbor_variances(*flat, settings.k, normalize=settings.normalize, dtype=states.dtype)
+            before, after = (some.flatten(end_dim=-2).to(states.device) for some in (pushed, outputs))
+            values = neighbor_variances(before, after, settings.k, normalize=settings.normalize, dtype=states.dtype)
             rows = torch.arange(batch, device=at.device)[chunk.rows][:, None].expand_as(at)
             for name, value in zip(found, values, strict=True):
                 found[name][rows, torch.where(real, at, pos)] = value.view(at.shape)
