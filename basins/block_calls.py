@@ -51,7 +51,7 @@ class BlockCall:
     pos: int
 
     def with_states(
-        self, states: Float[Tensor, "batch pos d_model"], fn: Callable[[str, Any], Any]
+        self, states: Float[Tensor, "batch pos d_model"] | None, fn: Callable[[str, Any], Any]
     ) -> tuple[tuple, dict]:
         """The call with other hidden states and each other argument leaf replaced by `fn(name, leaf)`."""
         args = [_map(name, value, fn) for name, value in zip(self.arg_names, self.args, strict=True)]
@@ -65,6 +65,12 @@ class BlockCall:
     def for_rows(self, states: Float[Tensor, "row pos d_model"], rows: Int[Tensor, "row"]) -> tuple[tuple, dict]:
         """The call for copies of sequences: row i is sequence `rows[i]`, with the states given."""
         return self.with_states(states, lambda name, leaf: _take_rows(name, leaf, rows, self.batch))
+
+    def of_rows(self, rows: slice) -> BlockCall:
+        """The call of some of its sequences. Raises CannotRebuild where a leading axis is not that of sequences."""
+        index = torch.arange(self.batch)[rows]
+        args, kwargs = self.with_states(None, lambda name, leaf: _take_rows(name, leaf, index, self.batch))
+        return BlockCall(self.layer, args, kwargs, self.arg_names, len(index), self.pos)
 
     def for_positions(
         self,

@@ -13,6 +13,7 @@ from basins.activations import check_finite
 from basins.distinct import count_distinct
 from basins.errors import BasinsError
 from basins.lens import block_device, block_dtype
+from basins.memory import fitted
 from basins.neighbors import Neighbors, TokenTable, find_neighbors
 from basins.rerun import Replay, project_ahead
 from basins.scores import variance
@@ -22,6 +23,8 @@ from basins.sources import Chunk, Source
 
 # Floats of the neighbours of one piece: on a CPU they stay in its cache.
 PATCH_FLOATS = {"cpu": 2**20, "cuda": 2**25}
+# For each: the neighbour, its output, query, key and value, and the differences that variances are taken of.
+PATCH_BYTES = 40
 # The context rows of a re-run must be the model's own next layer. A cache may come from another batch shape or kernel,
 # so this allows more than the self-check does; a wrong mask or another model is off by far more.
 NEXT_LAYER_TOLERANCE = 30.0
@@ -90,7 +93,7 @@ def measure_transition(
 
 
 def patch_floats(device: torch.device) -> int:
-    return PATCH_FLOATS.get(device.type, PATCH_FLOATS["cpu"])
+    return fitted(PATCH_FLOATS.get(device.type, PATCH_FLOATS["cpu"]), PATCH_BYTES)
 
 
 def _variances(
