@@ -91,16 +91,20 @@ def plan(
 ) -> Plan:
     """Costs of `BasinScorer(model, **settings).score_tokens` on sequences of `length`, `n_tokens` in all.
 
-    `model`: what `basins.load_model` takes by name (nothing of it is loaded but its configuration), or a loaded one.
+    `model`: what `basins.load_model` takes by name (nothing of it is loaded but its configuration), a loaded model, or
+    a `basins.shapes.ModelShape`.
     `rate`: operations a second; None measures the device's for 0.2 s, or takes a stated one where it is not here.
     """
     asked = ScorerSettings(**settings)
     whole("n_tokens", n_tokens, 1, "it counts all tokens that will be scored.")
     whole("length", length, 1, "it counts the tokens of one sequence.")
-    if hasattr(model, "cfg"):
+    default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(model, ModelShape):
+        shape, place = model, default
+    elif hasattr(model, "cfg"):
         shape, place = shape_of(model), next(iter(model.parameters())).device
     else:
-        shape, place = read_shape(model, dtype), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        shape, place = read_shape(model, dtype), default
     place, here = (place, True) if device is None else _device(device)
     if shape.n_ctx and length > shape.n_ctx:
         raise BasinsError(f"length={length} is more than the context of {shape.name}, {shape.n_ctx} tokens.")

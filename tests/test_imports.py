@@ -61,7 +61,15 @@ ROWS = [
         "robustness_view",
     ],
     ["report", "cluster", "console", "demo", "doctor", "studies"],
-    ["cli", "experiment_commands", "layers_command", "linguistic_command", "robustness_command", "study_command"],
+    [
+        "cli",
+        "plan_command",
+        "experiment_commands",
+        "layers_command",
+        "linguistic_command",
+        "robustness_command",
+        "study_command",
+    ],
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 
@@ -175,6 +183,8 @@ WITHIN_A_ROW = {
     ("cli", "linguistic_command"),
     ("linguistic_command", "experiment_commands"),
     ("cli", "study_command"),
+    ("cli", "plan_command"),
+    ("plan_command", "experiment_commands"),
     ("study_command", "experiment_commands"),
     ("cli", "layers_command"),
     ("layers_command", "experiment_commands"),
