@@ -27,6 +27,10 @@ from basins.transition import patch_floats
 
 Tensors = dict[str, float]
 
+# Freed blocks under 32 MiB stay with the process, on a CPU with glibc (DEFAULT_MMAP_THRESHOLD_MAX), until it asks for
+# their return: the scorer does so before each layer.
+KEPT_BELOW = 32 * 2**20
+
 
 @dataclass(frozen=True)
 class Job:
@@ -156,11 +160,6 @@ def forward_pass(job: Job, sequences: int) -> Tensors:
     return {"logits": logits} if logits > block else {"a block's activations": block}
 
 
-def held_by_allocator(job: Job) -> float:
-    """What the forward passes leave behind on a CPU: blocks that were freed and not given back."""
-    return forward_pass(job, N_FOREIGN + 1).get("a block's activations", 0)
-
-
 def self_check(job: Job) -> Tensors:
     """One sequence and its foreign states, every layer's input and output, in one forward pass."""
     one = job.length * job.shape.d_model * job.shape.dtype_bytes
@@ -230,6 +229,8 @@ def distinct(job: Job) -> Tensors:
     part = min(job.n, DISTINCT_AT_ONCE) * (job.settings.k + 1)
     pairs = 2 * part * (job.settings.k + 1) * DIRECTIONS * 8
     whole = job.n * job.shape.d_model * 8
+    if job.on_cpu and whole < KEPT_BELOW:
+        return {"states in float64": whole, "pairs along directions": pairs}
     return {"states in float64": whole} if whole > pairs else {"pairs along directions": pairs}
 
 

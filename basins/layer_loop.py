@@ -10,7 +10,7 @@ from torch import Tensor
 
 from basins.activations import check_finite
 from basins.fitted_bank import FittedBank
-from basins.memory import Memory
+from basins.memory import Memory, give_back
 from basins.neighbors import TokenTable
 from basins.progress import progress
 from basins.settings import ScorerSettings
@@ -31,6 +31,7 @@ def measure_layers(
     """Every transition of `layers`. A layer at which memory runs out is measured once more, in smaller pieces."""
 
     def measure(layer: int) -> Measured:
+        give_back()
         states = source.states(layer)
         check_finite(states, attention_mask.bool(), layer)
         bank = bank_at(fitted, layer, states, table)

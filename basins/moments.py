@@ -30,7 +30,6 @@ def moments(job: Job) -> tuple[Moment, ...]:
     weights = {"weights": float(job.shape.weight_bytes)}
     recorded, kept = costs.recorded(job), costs.results(job)
     before = {name: n_bytes * (job.layers - 1) / job.layers for name, n_bytes in kept.items()}
-    held = {"freed, kept by the allocator": costs.held_by_allocator(job)} if job.on_cpu else {}
     one, two = {"layer L": job.states_bytes}, {"layers L and L+1": 2 * job.states_bytes}
     if job.on_disk:
         one, two = {}, {}
@@ -52,16 +51,16 @@ def moments(job: Job) -> tuple[Moment, ...]:
     # A look-up has the next layer before it searches; a GPU has a copy of the layer in the loop and one in the search.
     while_searching = one if job.rerun else two
     for stage, tensors in costs.search(job):
-        moment(stage, while_searching, 2, recorded, held, before, tensors)
-    moment("counting distinct states", while_searching, 2, recorded, held, kept, costs.distinct(job))
+        moment(stage, while_searching, 2, recorded, before, tensors)
+    moment("counting distinct states", while_searching, 2, recorded, kept, costs.distinct(job))
     if job.projects_ahead:
-        moment("projecting ahead", two, 3, recorded, held, kept, costs.ahead(job))
+        moment("projecting ahead", two, 3, recorded, kept, costs.ahead(job))
     if job.rerun:
-        moment("neighbours through the block", two, 3, recorded, held, kept, costs.patched(job))
-    moment("looking up", two, 2, recorded, held, kept, costs.looked_up(job))
+        moment("neighbours through the block", two, 3, recorded, kept, costs.patched(job))
+    moment("looking up", two, 2, recorded, kept, costs.looked_up(job))
     stacked = {f"{name}, stacked": n_bytes for name, n_bytes in kept.items()} | costs.scores(job)
     if job.on_cpu:
-        moment("putting results together", two, 0, recorded, held, kept, stacked)
+        moment("putting results together", two, 0, recorded, kept, stacked)
     else:
         moment("putting results together", two, 0, recorded, kept, host=kept | stacked)
     return tuple(found)

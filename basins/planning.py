@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,13 +17,15 @@ from basins.activations import MEMORY_BUDGET
 from basins.costs import Job
 from basins.errors import BasinsError
 from basins.indexes import uses_half
-from basins.memory import Budget, default_budget
+from basins.memory import Budget, default_budget, give_back
 from basins.models import parse_device
 from basins.moments import Moment, moments
 from basins.operations import operations
 from basins.precision import matmul_precision
+from basins.scorer import BasinScorer
 from basins.settings import ScorerSettings, whole
 from basins.shapes import ModelShape, read_shape, shape_of
+from basins.wrap import wrap_model
 
 # Of a device that is not here: operations a second of dense float32 products, as makers state them (NVIDIA's data
 # sheets: H100 SXM 67 TFLOP/s, A100 19.5) or, for a CPU, what two cores of a server give. A measured rate is better.
@@ -188,13 +192,29 @@ def measured_rate(device: torch.device, precision: str = "float32") -> tuple[flo
 
 
 def libraries_bytes() -> int:
-    """Resident memory of this process, once everything is imported that a scorer imports; 0 where it cannot be read."""
-    import faiss  # noqa: F401
-    import transformer_lens  # noqa: F401
-    import transformers  # noqa: F401
+    """Resident memory of this process, once the libraries are in use; 0 where it cannot be read.
 
+    What they read in and set up at their first call is found by making one, with a model of one small block.
+    """
+    _toy_call()
+    gc.collect()
+    give_back()
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+@cache
+def _toy_call() -> None:
+    import faiss  # noqa: F401
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 512, "n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, architectures=["GPT2LMHeadModel"])
+    # Drawing its weights must not cost the caller's random state.
+    with torch.random.fork_rng(devices=[]):
+        model = wrap_model(GPT2LMHeadModel(config).eval(), None, "toy")
+    tokens = torch.arange(128).view(2, 64)
+    BasinScorer(model, k=2).score_tokens(tokens)

@@ -174,6 +174,7 @@ WITHIN_A_ROW = {
     ("planning", "costs"),
     ("planning", "moments"),
     ("planning", "operations"),
+    ("planning", "scorer"),
     ("layer_loop", "sources"),
     ("layer_loop", "transition"),
     ("nulls", "pushing"),
