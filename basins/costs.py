@@ -12,8 +12,8 @@ import torch
 
 from basins.activations import MEMORY_BUDGET
 from basins.block_parts import KNOWN
-from basins.distinct import DIRECTIONS
-from basins.distinct import TOKENS_AT_ONCE as DISTINCT_AT_ONCE
+from basins.core import FLOATS_PER_PIECE, PIECE_BYTES
+from basins.distinct import DIRECTIONS, tokens_at_once
 from basins.half_search import DEPTH, KEYS_AT_ONCE, SLOTS, SPARE, groups_of
 from basins.indexes import MEMBERS_PER_CHUNK, ROWS_AT_ONCE, SCORE_BYTES, SCORES_PER_CHUNK, uses_faiss
 from basins.memory import AHEAD_SHARE, Budget, fitted, within
@@ -108,6 +108,14 @@ class Job:
         with within(self.budget):
             per_call = max(1, patch_floats(self.device) // (c * k * self.shape.d_model))
         return min(per_call, self.length) * c * k
+
+    @property
+    def piece(self) -> int:
+        """Rows of a group that go through the block together."""
+        with within(self.budget):
+            floats = fitted(FLOATS_PER_PIECE.get(self.device.type, 2**20), PIECE_BYTES)
+        heads = -(-self.shape.d_model // self.shape.d_head)
+        return min(self.patched_at_once, max(1, floats // max(heads * self.length, 8 * self.shape.d_model)))
 
     @property
     def projected_row(self) -> int:
@@ -226,8 +234,9 @@ def _half(job: Job, n: int, width: int) -> Tensors:
 
 
 def distinct(job: Job) -> Tensors:
-    part = min(job.n, DISTINCT_AT_ONCE) * (job.settings.k + 1)
-    pairs = 2 * part * (job.settings.k + 1) * DIRECTIONS * 8
+    with within(job.budget):
+        part = min(job.n, tokens_at_once(job.settings.k))
+    pairs = 2 * part * (job.settings.k + 1) ** 2 * DIRECTIONS * 8
     whole = job.n * job.shape.d_model * 8
     if job.on_cpu and whole < KEPT_BELOW:
         return {"states in float64": whole, "pairs along directions": pairs}
@@ -256,7 +265,8 @@ def patched(job: Job) -> Tensors:
     if not job.core:
         return found | _packed(job, rows)
     attended = shape.n_heads * (2 * pos if job.on_cpu else shape.d_head)
-    inside = rows * m * (job.projected_row + 2 * shape.d_model + max(attended, 2 * shape.d_mlp))
+    gathered = rows * m * (job.projected_row + shape.d_model)
+    inside = gathered + job.piece * m * (2 * shape.d_model + max(attended, 2 * shape.d_mlp))
     compared = rows * shape.d_model * (m + 3 * f)
     return found | ({"inside the block": inside} if inside > compared else {"differences": compared})
 

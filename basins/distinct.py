@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from basins.memory import fitted
+
 # States nearer than this many machine epsilons of their norms are one: activations gather rounding over the layers, and
 # in half precision a single epsilon is already more than that.
 SAME, SAME_IN_HALF = 16.0, 1.0
@@ -20,6 +22,11 @@ SAME, SAME_IN_HALF = 16.0, 1.0
 DIRECTIONS = 4
 TAIL = 4.0
 TOKENS_AT_ONCE = 2**12
+
+
+def tokens_at_once(k: int) -> int:
+    """Two differences along every direction for each pair of a query and its neighbours."""
+    return fitted(TOKENS_AT_ONCE, 2 * (k + 1) ** 2 * DIRECTIONS * 8)
 
 
 def count_distinct(
@@ -36,8 +43,9 @@ def count_distinct(
     along_query, along_bank = query.double() @ directions, bank.double() @ directions
     norm_query, norm_bank = query.double().norm(dim=1), bank.double().norm(dim=1)
     counts, ones = [], []
-    for start in range(0, len(query), TOKENS_AT_ONCE):
-        part = slice(start, start + TOKENS_AT_ONCE)
+    at_once = tokens_at_once(ids.shape[1])
+    for start in range(0, len(query), at_once):
+        part = slice(start, start + at_once)
         found = ids[part].clamp_min(0)
         along = torch.cat([along_query[part, None], along_bank[found]], 1)
         norms = torch.cat([norm_query[part, None], norm_bank[found]], 1)

@@ -16,10 +16,10 @@ from basins import costs
 from basins.activations import MEMORY_BUDGET
 from basins.costs import Job
 from basins.errors import BasinsError
-from basins.indexes import uses_half
+from basins.indexes import HALF_FROM, uses_half
 from basins.memory import Budget, default_budget, give_back
 from basins.models import parse_device
-from basins.moments import Moment, moments
+from basins.moments import Moment, check_budget, moments
 from basins.operations import operations
 from basins.precision import matmul_precision
 from basins.scorer import BasinScorer
@@ -124,8 +124,10 @@ def plan(
         last=wanted[-1],
         n_scored=len(wanted),
         states_budget=asked.memory_budget or MEMORY_BUDGET,
-        half=place.type == "cuda" and here and uses_half(asked, n_tokens, place),
+        half=_uses_half(asked, n_tokens, place, here),
     )
+    if asked.memory_budget is not None:
+        check_budget(job)
     if rate is None:
         rate, source = measured_rate(place, asked.precision) if here else (STATED_RATES[place.type], "stated")
     else:
@@ -160,6 +162,13 @@ def _device(device: str | torch.device) -> tuple[torch.device, bool]:
     except BasinsError:
         return found, False
     return found, True
+
+
+def _uses_half(settings: ScorerSettings, n: int, device: torch.device, here: bool) -> bool:
+    """A GPU that is not here is taken to have what the float16 search needs."""
+    if device.type != "cuda" or here:
+        return uses_half(settings, n, device)
+    return settings.index == "half" or (settings.index == "auto" and n >= HALF_FROM)
 
 
 def _layers(layers: int | Iterable[int] | None, n: int) -> tuple[int, ...]:

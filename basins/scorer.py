@@ -28,6 +28,7 @@ from basins.fitted_bank import FittedBank
 from basins.layer_loop import measure_layers
 from basins.lens import as_found, block_device, check_layers, check_model, measuring_dtype, model_name
 from basins.memory import Memory, within
+from basins.moments import check_given_budget
 from basins.neighbors import TokenTable, table_of
 from basins.results import assemble, provenance
 from basins.scores import BasinScores
@@ -139,7 +140,7 @@ class BasinScorer:
         mask = check_mask(attention_mask, states.shape)
         for layer in wanted:
             check_finite(states.layer(layer), mask.bool(), layer)
-        memory = self._memory()
+        memory = self._memory(states.shape)
         with as_found(self.model), within(memory.budget):
             source = CacheSource(states, mask, self.model, self.dtype)
             if self.settings.method == "rerun":
@@ -195,7 +196,7 @@ class BasinScorer:
             raise BasinsError("tokens is None. Pass token ids, one row a sequence; texts go to score_texts().")
         check_room(self.model, ids)
         mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
-        memory = self._memory()
+        memory = self._memory((ids.shape[0], ids.shape[1]))
         with as_found(self.model), within(memory.budget):
             rerun = self.settings.method == "rerun"
             size, given = self.settings.batch_size, [memory_budget, self.settings.memory_budget, MEMORY_BUDGET]
@@ -277,8 +278,11 @@ class BasinScorer:
         settings["memory_halved_at"] = memory.halved_at
         return assemble(measured, table, mask, tokens, settings, self.model)
 
-    def _memory(self) -> Memory:
-        return Memory.of(self.settings.memory_budget, block_device(self.model, 0))
+    def _memory(self, shape: tuple[int, int]) -> Memory:
+        memory = Memory.of(self.settings.memory_budget, block_device(self.model, 0))
+        if self.settings.memory_budget is not None:
+            check_given_budget(self.model, shape, self.settings, memory.budget)
+        return memory
 
     def _enough(self, table: TokenTable, needed: int, where: str) -> None:
         usable = int(table.usable.sum())

@@ -167,6 +167,7 @@ WITHIN_A_ROW = {
     ("scorer", "results"),
     ("scorer", "sources"),
     ("scorer", "layer_loop"),
+    ("scorer", "moments"),
     ("costs", "sources"),
     ("costs", "transition"),
     ("moments", "costs"),
