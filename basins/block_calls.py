@@ -71,6 +71,12 @@ class BlockCall:
         """The call for copies of sequences: row i is sequence `rows[i]`, with the states given."""
         return self.with_states(states, lambda name, leaf: _take_rows(name, leaf, rows, self.batch))
 
+    def of_rows(self, rows: slice) -> BlockCall:
+        """The call of some of its sequences. Raises CannotRebuild where a leading axis is not that of sequences."""
+        index = torch.arange(self.batch)[rows]
+        args, kwargs = self.with_states(None, lambda name, leaf: _take_rows(name, leaf, index, self.batch))
+        return BlockCall(self.layer, args, kwargs, self.arg_names, len(index), self.pos)
+
     def for_positions(
         self,
         states: Float[Tensor, "batch row d_model"],

@@ -20,10 +20,13 @@ from torch import Tensor
 
 from basins.block_calls import BlockCall, CannotRebuild, causal_mask
 from basins.block_parts import BlockParts
+from basins.memory import fitted
 from basins.patched_attention import attend
 
 # Floats of the largest intermediate of one piece: attention scores or the MLP's inner layer.
 FLOATS_PER_PIECE = {"cpu": 2**20, "cuda": 2**28}
+# For each: the scores, the mask gathered for them, and the weights.
+PIECE_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ def _pieces(parts: BlockParts, context: Context, patches: Tensor) -> Iterator[tu
     if not patches.numel():
         return
     heads, pos = -(-d_model // parts.d_head), context.values.shape[2]
-    rows = max(1, FLOATS_PER_PIECE.get(patches.device.type, 2**20) // max(heads * pos, 8 * d_model))
+    floats = fitted(FLOATS_PER_PIECE.get(patches.device.type, 2**20), PIECE_BYTES)
+    rows = max(1, floats // max(heads * pos, 8 * d_model))
     if n_patches > rows:
         for row in range(batch):
             for start in range(0, n_patches, rows):

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from basins.memory import fitted
+
 # States nearer than this many machine epsilons of their norms are one: activations gather rounding over the layers, and
 # in half precision a single epsilon is already more than that.
 SAME, SAME_IN_HALF = 16.0, 1.0
@@ -21,6 +23,15 @@ DIRECTIONS = 4
 TAIL = 4.0
 # Pairs of states compared at a time: on a CPU they stay in its cache.
 PAIRS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
+
+
+# For each: the difference along a direction, what is allowed, and what comes of comparing them.
+PAIR_BYTES = 26
+
+
+def tokens_at_once(k: int, device_type: str) -> int:
+    """Queries that are compared with their neighbours, and those with each other."""
+    return max(1, fitted(PAIRS_AT_ONCE.get(device_type, 2**17), PAIR_BYTES) // (k + 1) ** 2)
 
 
 def count_distinct(
@@ -37,7 +48,7 @@ def count_distinct(
     along_query, along_bank = query.double() @ directions, bank.double() @ directions
     norm_query, norm_bank = query.double().norm(dim=1), bank.double().norm(dim=1)
     counts, ones = [], []
-    at_once = max(1, PAIRS_AT_ONCE.get(query.device.type, 2**17) // (ids.shape[1] + 1) ** 2)
+    at_once = tokens_at_once(ids.shape[1], query.device.type)
     for start in range(0, len(query), at_once):
         part = slice(start, start + at_once)
         found = ids[part].clamp_min(0)

@@ -22,9 +22,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from basins.half_search import has_kernels
+from basins.memory import fitted
 from basins.settings import ScorerSettings
 
 SCORES_PER_CHUNK = 2**25
+# For each: the product, and the best of them with their places.
+SCORE_BYTES = 8
 MEMBERS_PER_CHUNK = 2**17
 # Below this many states a layer takes a fraction of a second either way, and FAISS need not be loaded.
 FAISS_FROM = 4096
@@ -208,8 +211,10 @@ class TorchFlat:
         self.report: dict[str, Any] = {"index": "exact", "exact": True}
 
     def search(self, queries: Int[Tensor, "q"], n: int) -> tuple[Int[Tensor, "q n"], Float[Tensor, "q n"]]:
-        block = min(len(self.members), MEMBERS_PER_CHUNK)
-        rows = [self._rows(some, n, block) for some in queries.split(max(1, SCORES_PER_CHUNK // block))]
+        row_bytes = self.space.bank_low.element_size() * (self.space.width + 1)
+        block = min(len(self.members), fitted(MEMBERS_PER_CHUNK, row_bytes))
+        scores = fitted(SCORES_PER_CHUNK, SCORE_BYTES)
+        rows = [self._rows(some, n, block) for some in queries.split(max(1, scores // block))]
         return torch.cat([ids for ids, _ in rows]), torch.cat([best for _, best in rows])
 
     def _rows(self, queries: Int[Tensor, "q"], n: int, block: int) -> tuple[Tensor, Tensor]:

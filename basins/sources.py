@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.activations import CacheStates
-from basins.block_calls import BlockCall
+from basins.block_calls import BlockCall, CannotRebuild
 from basins.lens import block_device, block_dtype, enter_layer, has_hooks
+from basins.memory import fitted
 from basins.progress import progress
 from basins.rerun import LEAST_ROWS, ROWS_PER_POS, run_context
 from basins.selfcheck import CheckedPath
@@ -24,6 +25,8 @@ from basins.shared_calls import CallRecorder
 from basins.state_store import StateStore
 
 FLOATS_PER_CALL = {"cpu": 2**24, "cuda": 2**29}
+# For each: attention scores and their softmax, or what a layer reads and what it writes.
+CALL_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,20 @@ class Chunk:
     length: int
     attention_mask: Int[Tensor, "batch pos"]
     calls: dict[int, BlockCall]
+
+    def halves(self) -> list[Chunk]:
+        """Two chunks of half as many sequences; itself where it is a single one or its calls cannot be taken apart."""
+        n = len(self.attention_mask)
+        middle = n // 2
+        found = []
+        try:
+            for rows in (slice(0, middle), slice(middle, n)) if middle else ():
+                calls = {layer: call.of_rows(rows) for layer, call in self.calls.items()}
+                place = slice(self.rows.start + rows.start, self.rows.start + rows.stop)
+                found.append(Chunk(place, self.length, self.attention_mask[rows], calls))
+        except CannotRebuild:
+            return [self]
+        return found or [self]
 
 
 @runtime_checkable
@@ -127,9 +144,10 @@ class SweepSource:
         while self.at < layer:
             if self.at + 1 not in self.store.tensors:
                 self._run_context(self.at)
+            # Before the layer counts as reached: `start_over` computes it anew.
+            self._enter(self.at + 1)
             self.store.drop(self.at)
             self.at += 1
-            self._enter(self.at)
         return self.store.layer(layer).to(compute_device(self.model, layer))
 
     def outputs(self, layer: int) -> Float[Tensor, "batch pos d_model"] | None:
@@ -163,16 +181,26 @@ class SweepSource:
             after[chunk.rows, : chunk.length] = result.to(after)
 
 
+def start_over(source: Source) -> None:
+    """After a failure: forget what there is of the next layer, and re-run half as many sequences together."""
+    if isinstance(source, SweepSource):
+        source.store.drop(source.at + 1)
+    source.chunks = [half for chunk in source.chunks for half in chunk.halves()]
+
+
 def plan_batch(model: Any, length: int) -> int:
     """Sequences that are re-run together, so that attention scores and activations of one call fit."""
     n_heads = getattr(model.cfg, "n_heads", None) or 8
-    d_model = int(model.cfg.d_model)
+    return sequences_per_call(n_heads, int(model.cfg.d_model), length, block_device(model, 0).type)
+
+
+def sequences_per_call(n_heads: int, d_model: int, length: int, device_type: str) -> int:
     rows = length + max(LEAST_ROWS, ROWS_PER_POS * length)
     floats = n_heads * rows * rows + 16 * d_model * rows
-    return max(1, FLOATS_PER_CALL.get(block_device(model, 0).type, 2**24) // floats)
+    return max(1, fitted(FLOATS_PER_CALL.get(device_type, 2**24), CALL_BYTES) // floats)
 
 
-def _even(total: int, most: int) -> int:
+def even(total: int, most: int) -> int:
     """The size of as few parts as `most` allows, none of them a small rest."""
     return -(-total // -(-total // most)) if total else most
 
@@ -189,7 +217,7 @@ def record_chunks(
     """Split the sequences into chunks and find out how the model calls its blocks for each."""
     place = torch.arange(1, attention_mask.shape[1] + 1)
     ends = (attention_mask * place).amax(1)
-    size = batch_size or _even(len(tokens), plan_batch(model, int(ends.max())))
+    size = batch_size or even(len(tokens), plan_batch(model, int(ends.max())))
     chunks, recorder = [], CallRecorder(model, layers)
     with progress("recording block calls", len(tokens)) as advance:
         for start in range(0, len(tokens), size):

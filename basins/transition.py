@@ -14,6 +14,7 @@ from basins.core import Ahead
 from basins.distinct import count_distinct
 from basins.errors import BasinsError
 from basins.lens import block_device, block_dtype
+from basins.memory import fitted
 from basins.neighbor_variances import neighbor_variances
 from basins.neighbors import Neighbors, TokenTable, find_neighbors
 from basins.rerun import Replay, project_ahead
@@ -23,6 +24,8 @@ from basins.sources import Chunk, Source
 
 # Floats of the neighbours of one piece: on a CPU they stay in its cache.
 PATCH_FLOATS = {"cpu": 2**20, "cuda": 2**25}
+# For each: the neighbour, its output, query, key and value, and the differences that variances are taken of.
+PATCH_BYTES = 40
 # The context rows of a re-run must be the model's own next layer. A cache may come from another batch shape or kernel,
 # so this allows more than the self-check does; a wrong mask or another model is off by far more.
 NEXT_LAYER_TOLERANCE = 30.0
@@ -91,7 +94,7 @@ def measure_transition(
 
 
 def patch_floats(device: torch.device) -> int:
-    return PATCH_FLOATS.get(device.type, PATCH_FLOATS["cpu"])
+    return fitted(PATCH_FLOATS.get(device.type, PATCH_FLOATS["cpu"]), PATCH_BYTES)
 
 
 def _look_up_all(
