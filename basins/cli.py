@@ -23,7 +23,7 @@ from basins.console import (
 )
 from basins.errors import BasinsError, choose
 from basins.experiment_commands import Debug, Model, command_line, experiment, free_folder, parse_numbers
-from basins.plan_command import plan
+from basins.plan_command import MemoryBudget, parse_bytes, plan
 from basins.study_command import study
 
 DEMO_FOLDER = Path("runs/demo")
@@ -171,6 +171,7 @@ def score(
     ] = None,
     long_texts: Annotated[str, typer.Option(help="A longer text: error, truncate, or split into windows.")] = "error",
     batch_size: Annotated[int | None, typer.Option(help="Sequences a forward pass; planned unless given.")] = None,
+    memory_budget: MemoryBudget = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
@@ -200,6 +201,7 @@ def score(
         shrink=shrink,
         index=index,
         batch_size=batch_size,
+        memory_budget=parse_bytes("--memory-budget", memory_budget),
         seed=seed,
     )
     wanted = parse_numbers("--layers", layers)

@@ -31,9 +31,9 @@ def measure_layers(
     """Every transition of `layers`. A layer at which memory runs out is measured once more, in smaller pieces."""
 
     def measure(layer: int) -> Measured:
-        give_back()
         states = source.states(layer)
         check_finite(states, attention_mask.bool(), layer)
+        give_back()
         bank = bank_at(fitted, layer, states, table)
         return measure_transition(model, layer, source, table, bank, settings)
 

@@ -14,6 +14,7 @@ from basins.experiment_commands import Debug, K, Layers, Model, parse_numbers
 from basins.memory import in_words
 from basins.planning import Plan
 
+MemoryBudget = Annotated[str | None, typer.Option(help="For temporaries, and for states in memory: 500MB, 8GiB, ...")]
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -31,9 +32,7 @@ def plan(
     precision: Annotated[str, typer.Option(help="Of re-run products: float32, tf32 (GPUs) or bfloat16.")] = "float32",
     index: Annotated[str, typer.Option(help="auto, exact, half, faiss or faiss-ivf.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Sequences a forward pass; planned unless given.")] = None,
-    memory_budget: Annotated[
-        str | None, typer.Option(help="For temporaries, and for states in memory: 500MB, 8GiB, ...")
-    ] = None,
+    memory_budget: MemoryBudget = None,
     debug: Debug = False,
 ) -> None:
     """What scoring will take, before anything runs: peak memory, disk, operations, and an estimate of time.
@@ -57,13 +56,15 @@ def plan(
         precision=precision,
         index=index,
         batch_size=batch_size,
-        memory_budget=None if memory_budget is None else parse_bytes("--memory-budget", memory_budget),
+        memory_budget=parse_bytes("--memory-budget", memory_budget),
     )
     _show(made)
 
 
-def parse_bytes(option: str, text: str) -> int:
+def parse_bytes(option: str, text: str | None) -> int | None:
     """ "500MB", "8GiB", "8g" or "1048576": units are powers of 1,024."""
+    if text is None:
+        return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
     if not found or (n_bytes := int(float(found[1]) * UNITS[found[2]])) < 1:
         raise BasinsError(f"{option} {text!r} is no amount of memory. Possible: 500MB, 8GiB, 8g, 1048576 (bytes).")

@@ -6,9 +6,10 @@ are counted as the architecture has them, tied ones once.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,21 @@ from basins.errors import BasinsError, MissingExtra
 from basins.lens import all_modules, block_dtype, model_name, n_layers
 from basins.load_errors import check_decoder_only, explained
 from basins.models import find_folder, hub_id, parse_dtype
+from basins.wrap import has_bridge
+
+# Modules of an MLP whose inner layer is multiplied by a gate.
+GATED = ("gate_proj", "gate_up_proj", "experts")
+# A bridge takes this matrix apart into query, key and value, and keeps both (GPT-NeoX, BLOOM, Falcon).
+COPIED = "query_key_value."
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of a decoder-only model. `block_weights`: numbers in one block's matrices that a token is multiplied by.
 
-    `n_parameters` counts tied and shared ones once; `buffer_bytes` are constants such as rotary frequencies.
-    `block`: the class of a block in transformers, or "" where it is not known.
+    `n_parameters` counts tied and shared ones once; `n_copied` are those that a TransformerLens model keeps a second
+    time; `buffer_bytes` are constants such as rotary frequencies. `block`: the class of a block in transformers, or ""
+    where it is not known.
     """
 
     name: str
@@ -42,6 +50,7 @@ class ModelShape:
     n_parameters: int
     block_weights: int
     dtype_bytes: int
+    n_copied: int = 0
     buffer_bytes: int = 0
     block: str = ""
     n_ctx: int | None = None
@@ -49,7 +58,7 @@ class ModelShape:
     @property
     def weight_bytes(self) -> int:
         """What the loaded model's parameters and buffers take."""
-        return self.n_parameters * self.dtype_bytes + self.buffer_bytes
+        return (self.n_parameters + self.n_copied) * self.dtype_bytes + self.buffer_bytes
 
     @property
     def attention_weights(self) -> int:
@@ -59,21 +68,20 @@ class ModelShape:
 
 def shape_of(model: Any) -> ModelShape:
     """Of a loaded TransformerLens model."""
-    cfg = model.cfg
+    cfg, name = model.cfg, model_name(model)
     stored = {t.untyped_storage().data_ptr(): t for t in _tensors(model, buffers=False) if t.numel()}
     # Query, key and value of some architectures are views of one matrix: storage is counted, not names.
-    n_parameters = sum(t.untyped_storage().nbytes() // t.element_size() for t in stored.values())
+    n_stored = sum(t.untyped_storage().nbytes() // t.element_size() for t in stored.values())
     buffers = {t.untyped_storage().data_ptr(): t for t in _tensors(model, buffers=True) if t.numel()}
     buffer_bytes = sum(t.untyped_storage().nbytes() for place, t in buffers.items() if place not in stored)
-    block = model.blocks[0]
-    inner = getattr(block, "original_component", None)
-    config = getattr(getattr(model, "original_model", None), "config", None)
     dtype_bytes = torch.finfo(block_dtype(model, 0)).bits // 8
-    if config is not None and inner is not None:
-        return _shape(model_name(model), config, inner, n_parameters, buffer_bytes, dtype_bytes)
+    wrapped = getattr(model, "original_model", None)
+    if hasattr(type(wrapped), "_from_config"):
+        built = shape_of_config(copy.deepcopy(wrapped.config), name, dtype_bytes, type(wrapped))  # type: ignore[union-attr]
+        return replace(built, n_copied=n_stored - built.n_parameters, buffer_bytes=buffer_bytes)
     n_heads, d_model, d_head = int(cfg.n_heads), int(cfg.d_model), int(cfg.d_head)
     return ModelShape(
-        name=model_name(model),
+        name=name,
         n_layers=n_layers(model),
         d_model=d_model,
         n_heads=n_heads,
@@ -82,8 +90,8 @@ def shape_of(model: Any) -> ModelShape:
         d_mlp=int(cfg.d_mlp or 0),
         gated=bool(getattr(cfg, "gated_mlp", False)),
         vocab=int(cfg.d_vocab),
-        n_parameters=n_parameters,
-        block_weights=_matrix_numbers(block, 1.0),
+        n_parameters=n_stored,
+        block_weights=sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1),
         dtype_bytes=dtype_bytes,
         buffer_bytes=buffer_bytes,
         n_ctx=getattr(cfg, "n_ctx", None),
@@ -119,52 +127,46 @@ def read_shape(source: str | Path, dtype: str | torch.dtype | None = None) -> Mo
     return shape_of_config(config, name, dtype_bytes)
 
 
-def shape_of_config(config: Any, name: str, dtype_bytes: int = 4) -> ModelShape:
-    """Of the language model that transformers builds for a configuration."""
+def shape_of_config(config: Any, name: str, dtype_bytes: int = 4, model_class: Any = None) -> ModelShape:
+    """Of the language model that transformers builds for a configuration: of `model_class`, or its own for that."""
     from transformers import AutoModelForCausalLM
 
     with explained(name), torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    n_parameters = sum(parameter.numel() for parameter in empty.parameters())
-    buffer_bytes = sum(buffer.numel() * buffer.element_size() for buffer in empty.buffers())
-    n = _get(config, "num_hidden_layers", "n_layer", "num_layers")
+        empty = (model_class._from_config if model_class else AutoModelForCausalLM.from_config)(config)
+    n = _get(config.get_text_config(), "num_hidden_layers", "n_layer", "num_layers")
     lists = [module for module in empty.modules() if isinstance(module, nn.ModuleList) and len(module) == n]
     if not lists:
         raise BasinsError(
             f"{name} ({type(empty).__name__}) has no list of {n} blocks, so its costs are not known. Load it with "
             "basins.load_model and score a few tokens to see what it takes."
         )
-    return _shape(name, config, lists[0][0], n_parameters, buffer_bytes, dtype_bytes)
-
-
-def _shape(
-    name: str, config: Any, block: nn.Module, n_parameters: int, buffer_bytes: int, dtype_bytes: int
-) -> ModelShape:
+    block = lists[0][0]
     config = config.get_text_config()
-    d_model = _get(config, "hidden_size", "n_embd")
-    n_heads = _get(config, "num_attention_heads", "n_head", "num_heads")
+    d_model, n_heads = _get(config, "hidden_size", "n_embd"), _get(config, "num_attention_heads", "n_head", "num_heads")
     if not d_model or not n_heads:
         raise BasinsError(f"{name} ({config.model_type}) has no attention heads: basins plans transformers only.")
     n_kv = _get(config, "num_key_value_heads", "num_kv_heads") or n_heads
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         n_kv = 1
-    names = [module_name for module_name, _ in block.named_modules()]
     experts = _get(config, "num_local_experts", "num_experts")
     used = (_get(config, "num_experts_per_tok") or experts) / experts if experts else 1.0
+    matrices = [parameter for parameter in block.parameters() if parameter.ndim > 1]
     return ModelShape(
         name=name,
-        n_layers=_get(config, "num_hidden_layers", "n_layer", "num_layers"),
+        n_layers=n,
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=n_kv,
         d_head=_get(config, "head_dim") or d_model // n_heads,
         d_mlp=_get(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * d_model,
-        gated=any(part.endswith(("gate_proj", "gate_up_proj", "experts")) for part in names),
+        gated=any(part.endswith(GATED) for part, _ in block.named_modules()),
         vocab=_get(config, "vocab_size"),
-        n_parameters=n_parameters,
-        block_weights=_matrix_numbers(block, used),
+        n_parameters=sum(parameter.numel() for parameter in empty.parameters()),
+        # Experts are stacked in tensors of three axes, and a token goes through some of them.
+        block_weights=int(sum(matrix.numel() * (used if matrix.ndim == 3 else 1) for matrix in matrices)),
         dtype_bytes=dtype_bytes,
-        buffer_bytes=buffer_bytes,
+        n_copied=n * sum(p.numel() for part, p in block.named_parameters() if COPIED in part) if has_bridge() else 0,
+        buffer_bytes=sum(buffer.numel() * buffer.element_size() for buffer in empty.buffers()),
         block=type(block).__name__,
         n_ctx=_get(config, "max_position_embeddings", "n_positions") or None,
     )
@@ -177,20 +179,6 @@ def _get(config: Any, *names: str) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return 0
-
-
-def _matrix_numbers(block: nn.Module, used: float) -> int:
-    """Numbers in a block's matrices; `used`: the share of its experts that a token goes through."""
-    stored = {}
-    for name, parameter in block.named_parameters():
-        if parameter.ndim < 2:
-            continue
-        place = name if parameter.is_meta else parameter.untyped_storage().data_ptr()
-        numbers = (
-            parameter.numel() if parameter.is_meta else parameter.untyped_storage().nbytes() // parameter.element_size()
-        )
-        stored[place] = numbers * (used if parameter.ndim == 3 and used < 1 else 1.0)
-    return int(sum(stored.values()))
 
 
 def _tensors(model: Any, buffers: bool) -> Iterable[Tensor]:

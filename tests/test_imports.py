@@ -86,6 +86,7 @@ WITHIN_A_ROW = {
     ("shapes", "lens"),
     ("shapes", "load_errors"),
     ("shapes", "models"),
+    ("shapes", "wrap"),
     ("models", "load_errors"),
     ("models", "wrap"),
     ("gguf_files", "load_errors"),
