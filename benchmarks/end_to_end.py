@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured import CSV, append, bars, device_name, timed
+from measured import CSV, append, device_name, timed
 from torch import Tensor
 
 import basins
@@ -137,7 +137,6 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], help="implementations to leave out")
     parser.add_argument("--commit", default=None, help="where there is no git")
     parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--plot", type=Path, default=None, help="an image file")
     args = parser.parse_args()
     device = torch.device(args.device)
     precisions = args.precision or (["tf32", "float32"] if device.type == "cuda" else ["float32"])
@@ -163,9 +162,6 @@ def main() -> None:
         seconds = f"{row['seconds_p50']:9.3f} s ({row['seconds_p20']:.3f} to {row['seconds_p80']:.3f})"
         print(f"{name:36} {dtype:9} {n:8} {seconds}  {row.get('agreement')}  {row.get('note', '')}", flush=True)
         append([row], args.csv, args.commit)
-        rows_seen.append(row)
-
-    rows_seen: list[dict[str, Any]] = []
 
     def sweep(method: str, precision: str, some: Tensor = tokens, of: Any = model) -> BasinScores:
         return basins.BasinScorer(of, k=args.k, method=method, precision=precision).score_tokens(some)
@@ -215,8 +211,6 @@ def main() -> None:
             bare = floor(tokens.numel(), args.layers, args.d_model, n_rows, precision, search, device)
             row, _ = timed(bare, args.repeats, device)
             record(row, name, precision, tokens.numel())
-    if args.plot is not None:
-        bars(rows_seen, args.plot, f"{tokens.numel():,} tokens, {args.layers} transitions, {about['device']}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@
   the result put together; "loop" is FAISS's IndexFlatL2 and the loop.
 * floors: reading every neighbour's two states once; and the search's matrix product alone, in float32.
 
-Agreement: largest difference from the loop in float64, in nats, over tokens with the same neighbours. A plot of all of
-it goes to `--plot`.
+Agreement: largest difference from the loop in float64, in nats, over tokens with the same neighbours.
 
     OMP_NUM_THREADS=2 python benchmarks/lookup.py
     python benchmarks/lookup.py --tokens 2000 --repeats 1    # in seconds
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from end_to_end import gpt2, same_neighbors
-from measured import CSV, append, bars, device_name, timed
+from measured import CSV, append, device_name, timed
 from neighbors import states_of
 from torch import Tensor
 
@@ -83,7 +82,6 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], help="implementations to leave out")
     parser.add_argument("--commit", default=None, help="where there is no git")
     parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--plot", type=Path, default=None, help="an image file")
     args = parser.parse_args()
     device, n = torch.device("cpu"), args.tokens // POS * POS
     states = states_of(args.states, n, args.d_model, device)
@@ -118,7 +116,6 @@ def main() -> None:
         ("search included: loop, three scores", args.search_repeats, lambda: loop(x, y, faiss_ids(x, args.k), True)),
         ("search included: floor, product", args.search_repeats, product),
     ]
-    rows = []
     for name, repeats, run in plan:
         if any(left_out in name for left_out in args.without):
             continue
@@ -134,10 +131,7 @@ def main() -> None:
         row |= {"k": args.k, "d_model": args.d_model, "dtype": "float32", "device": device_name(device)}
         spread = f"{row['seconds_p50']:8.3f} s ({row['seconds_p20']:.3f} to {row['seconds_p80']:.3f})"
         print(f"{name:44} {spread}  {row.get('agreement')}  {row.get('note', '')}", flush=True)
-        rows.append(row)
         append([row], args.csv, args.commit)
-    if args.plot is not None:
-        bars(rows, args.plot, f"Scores by lookup: {n:,} x {args.d_model}, k = {args.k}")
 
 
 if __name__ == "__main__":

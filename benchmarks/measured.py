@@ -66,28 +66,6 @@ def _short(value: Any) -> Any:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def bars(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Median seconds of every row on a logarithmic axis, with a line from the 20th to the 80th percentile."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.45 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    middle = [row["seconds_p50"] for row in rows]
-    off = [
-        [m - row["seconds_p20"] for m, row in zip(middle, rows)],
-        [row["seconds_p80"] - m for m, row in zip(middle, rows)],
-    ]
-    names = [f"{row['implementation']}, {row['dtype']}" for row in rows]
-    colors = ["tab:blue" if "basins" in name else "tab:gray" if "floor" in name else "tab:orange" for name in names]
-    axes.barh(range(len(rows)), middle, xerr=off, color=colors)
-    axes.set_yticks(range(len(rows)), names)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("seconds")
-    axes.set_title(title)
-    figure.savefig(path, dpi=120)
-
-
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -69,7 +69,6 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], help="of tokens, k, width, depth, loop")
     parser.add_argument("--commit", default=None, help="where there is no git")
     parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--plot", type=Path, default=None, help="an image file")
     args = parser.parse_args()
     device = torch.device(args.device)
     drawn: dict[str, list[tuple[float, float]]] = {}
@@ -128,25 +127,6 @@ def main() -> None:
         print(f"{name:44} {note}", flush=True)
         about = {"name": "scaling, exponent", "implementation": name, "dtype": args.precision, "note": note}
         append([about | {"device": device_name(device)}], args.csv, args.commit)
-    if args.plot is not None:
-        draw(drawn, args.plot, device_name(device))
-
-
-def draw(drawn: dict[str, list[tuple[float, float]]], path: Path, title: str) -> None:
-    """A panel for each quantity, both axes logarithmic."""
-    from matplotlib.figure import Figure
-
-    axes_of = sorted({name.rsplit(", ", 1)[1] for name in drawn})
-    figure = Figure(figsize=(4 * len(axes_of), 3.6), layout="constrained")
-    for axes, axis in zip(figure.subplots(1, len(axes_of), squeeze=False)[0], axes_of, strict=True):
-        for name, points in drawn.items():
-            if name.rsplit(", ", 1)[1] == axis:
-                axes.loglog(*zip(*points, strict=True), "o-", label=name.rsplit(", ", 1)[0])
-        axes.set_xlabel(axis)
-        axes.set_ylabel("seconds")
-        axes.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
