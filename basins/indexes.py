@@ -96,7 +96,7 @@ class SearchSpace:
         low = torch.empty(len(states), self.width + 1, dtype=self.low, device=states.device)
         rows = _rows_at_once(states)
         for some, room in zip(states.split(rows), low.split(rows), strict=True):
-            room[:, :-1] = some.double().sub_(self.centre).mul_(self.scale)
+            room[:, :-1] = (some.double() - self.centre).mul_(self.scale)
         return low
 
     def squared_distances(
@@ -156,7 +156,7 @@ def _rows_at_once(states: Float[Tensor, "token d"]) -> int:
 
 
 def _norms(states: Float[Tensor, "token d"], centre: Float[Tensor, "d"]) -> Float[Tensor, "token"]:
-    return torch.cat([some.double().sub_(centre).norm(dim=1) for some in states.split(_rows_at_once(states))])
+    return torch.cat([(some.double() - centre).norm(dim=1) for some in states.split(_rows_at_once(states))])
 
 
 def _unit(states: Float[Tensor, "token d_model"], which: int, own_axis: bool) -> Float[Tensor, "token d_plus_2"]:
