@@ -7,7 +7,7 @@ them. A stage's temporaries come on top of what is there throughout: weights, st
 from __future__ import annotations
 
 from basins.distinct import PAIR_BYTES, tokens_at_once
-from basins.half_search import DEPTH, KEYS_AT_ONCE, SLOTS, SPARE, groups_of
+from basins.half_search import DEPTH, KEY_BYTES, KEYS_AT_ONCE, SLOTS, SPARE, groups_of
 from basins.indexes import MEMBERS_PER_CHUNK, ROWS_AT_ONCE, SCORE_BYTES, SCORES_PER_CHUNK, uses_faiss
 from basins.jobs import Job
 from basins.memory import fitted, within
@@ -92,7 +92,9 @@ def _searches(job: Job, n: int, width: int, float_bytes: int, kept: Tensors) -> 
     centred = {"bank in float64, for its mean": mean} if mean > rows else {"rows in float64": rows}
     kept = kept | {"ids and distances": n * job.settings.k * 16}
     if job.half:
-        return [("search: mean", kept | centred), ("search: products", kept | _half(job, n, width))]
+        products, candidates = _half(job, n, width)
+        both = [("search: products", kept | products), ("search: candidates", kept | candidates)]
+        return [("search: mean", kept | centred), *both]
     faiss = job.settings.index.startswith("faiss") or uses_faiss(job.settings, n, job.device)
     low = n * (width + 1) * (4 if faiss else float_bytes)
     # The last rows are in float64 while those before them are done.
@@ -115,24 +117,24 @@ def _searches(job: Job, n: int, width: int, float_bytes: int, kept: Tensors) -> 
     return found + ([("search: candidates", kept | lows | exact)] if exact else [])
 
 
-def _half(job: Job, n: int, width: int) -> Tensors:
-    """Keys of the smallest products of every query with every group, and what is made of the candidates."""
+def _half(job: Job, n: int, width: int) -> tuple[Tensors, Tensors]:
+    """Keys of the smallest products of every query with every group; then what is made of the candidates."""
     depth = -(-width // DEPTH) * DEPTH
     wanted = job.settings.k + (not job.settings.include_self)
     group, keep = groups_of(wanted, n)
     tile = min(SLOTS // keep * group, n)
     slots = keep * -(-tile // group)
     with within(job.budget):
-        queries = min(n, max(1, fitted(KEYS_AT_ONCE, 4) // slots))
+        queries = min(n, max(1, fitted(KEYS_AT_ONCE, KEY_BYTES) // slots))
     most = 1 << (wanted + 2 * SPARE - 1).bit_length()
-    one = n * depth * 2
-    return {
-        "states in float16": one,
-        "shuffled": one,
-        "queries": queries * depth * 2,
+    halves: Tensors = {"states in float16": n * depth * 2, "shuffled": n * depth * 2}
+    keys: Tensors = {
+        "queries in float16": queries * depth * 2,
         "keys": queries * slots * 4,
-        "candidates": queries * most * (4 + 8),
+        "candidates": queries * most * 20,
     }
+    # Ids, distances and the order of each, in eight bytes, as they are before sorting and after.
+    return halves | keys, halves | {"candidates": queries * most * 64}
 
 
 def distinct(job: Job) -> Tensors:

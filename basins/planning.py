@@ -16,7 +16,7 @@ from basins import costs
 from basins.errors import BasinsError
 from basins.indexes import HALF_FROM, uses_half
 from basins.jobs import Job
-from basins.memory import Budget, default_budget, give_back
+from basins.memory import FREE_SHARE, Budget, default_budget, give_back
 from basins.models import parse_device
 from basins.moments import Moment, check_budget, moments
 from basins.operations import operations
@@ -24,6 +24,7 @@ from basins.precision import matmul_precision
 from basins.scorer import BasinScorer
 from basins.settings import ScorerSettings, whole
 from basins.shapes import ModelShape, read_shape, shape_of
+from basins.state_store import MEMORY_BUDGET
 from basins.wrap import wrap_model
 
 # Of a device that is not here: operations a second of dense float32 products, as makers state them (NVIDIA's data
@@ -32,6 +33,7 @@ STATED_RATES = {"cpu": 1e11, "cuda": 1.95e13, "mps": 1e12}
 # And the budget there: half of what such a GPU has free.
 ABSENT_BUDGET = 32 * 2**30
 RATE_SECONDS = 0.2
+RATE_DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 RATE_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
@@ -112,13 +114,14 @@ def plan(
     if shape.n_ctx and length > shape.n_ctx:
         raise BasinsError(f"length={length} is more than the context of {shape.name}, {shape.n_ctx} tokens.")
     wanted = _layers(layers, shape.n_layers)
+    to_load = 0 if hasattr(model, "cfg") else shape.weight_bytes
     job = Job(
         shape=shape,
         n_sequences=-(-n_tokens // length),
         length=length,
         settings=asked,
         device=place,
-        budget=Budget(asked.memory_budget or (default_budget(place) if here else ABSENT_BUDGET)),
+        budget=Budget(asked.memory_budget or (_default_budget(place, to_load) if here else ABSENT_BUDGET)),
         first=wanted[0],
         last=wanted[-1],
         n_scored=len(wanted),
@@ -128,7 +131,8 @@ def plan(
     if asked.memory_budget is not None:
         check_budget(job)
     if rate is None:
-        rate, source = measured_rate(place, asked.precision) if here else (STATED_RATES[place.type], "stated")
+        products = RATE_DTYPES[shape.dtype_bytes]
+        rate, source = measured_rate(place, asked.precision, products) if here else (STATED_RATES[place.type], "stated")
     else:
         source = "given"
     return Plan(
@@ -163,6 +167,11 @@ def _device(device: str | torch.device) -> tuple[torch.device, bool]:
     return found, True
 
 
+def _default_budget(device: torch.device, to_load: int) -> int:
+    """As the scorer will find it, once the weights are on a GPU."""
+    return max(1, default_budget(device) - int(FREE_SHARE * to_load * (device.type == "cuda")))
+
+
 def _uses_half(settings: ScorerSettings, n: int, device: torch.device, here: bool) -> bool:
     """A GPU that is not here is taken to have what the float16 search needs."""
     if device.type != "cuda" or here:
@@ -179,21 +188,23 @@ def _layers(layers: int | Iterable[int] | None, n: int) -> tuple[int, ...]:
     return tuple(wanted)
 
 
-def measured_rate(device: torch.device, precision: str = "float32") -> tuple[float, str]:
-    """Operations a second of a square float32 product on this device, with its threads, in about 0.2 s."""
+def measured_rate(
+    device: torch.device, precision: str = "float32", dtype: torch.dtype = torch.float32
+) -> tuple[float, str]:
+    """Operations a second of a large square product on this device, with its threads, in about 0.2 s."""
     size = RATE_SIZE.get(device.type, 2048)
-    square = torch.ones(size, size, device=device)
+    square = torch.ones(size, size, device=device, dtype=dtype)
 
     def finished() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    with torch.no_grad(), matmul_precision(precision, device, torch.float32):
-        square @ square  # what is set up once is not counted
+    with torch.no_grad(), matmul_precision(precision, device, dtype):
+        torch.mm(square, square)  # what is set up once is not counted
         start, products, spent = finished(), 0, 0.0
         while spent < RATE_SECONDS:
-            square @ square
+            torch.mm(square, square)
             products += 1
             spent = finished() - start
     return 2 * size**3 * products / spent, "measured"
@@ -219,7 +230,7 @@ def _toy_call() -> None:
     import faiss  # noqa: F401
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"vocab_size": 512, "n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
+    sizes: dict[str, Any] = {"vocab_size": 512, "n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
     config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, architectures=["GPT2LMHeadModel"])
     # Drawing its weights must not cost the caller's random state.
     with torch.random.fork_rng(devices=[]):

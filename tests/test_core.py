@@ -175,6 +175,6 @@ def test_core_leaves_the_model_as_found(name, untouched):
 
 
 def test_chunks_are_of_one_size_without_a_small_rest():
-    from basins.sources import _even
+    from basins.sources import even
 
-    assert [_even(256, 82), _even(10, 3), _even(6, 3), _even(1, 5), _even(0, 5)] == [64, 3, 3, 1, 5]
+    assert [even(256, 82), even(10, 3), even(6, 3), even(1, 5), even(0, 5)] == [64, 3, 3, 1, 5]
