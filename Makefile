@@ -8,7 +8,7 @@ FAST := not slow and not real_model and not gpu and not compat
 REFERENCE := build/compat
 # Every annotated shape is checked at run time in these; what users call directly takes anything and says what is wrong.
 empty :=
-SHAPED := block_calls block_parts core distinct half_search hooked_transformer indexes neighbors patched_attention patching rerun selfcheck sources stats.ranking stats.resampling transition
+SHAPED := block_calls block_parts core distinct half_search hooked_transformer indexes neighbor_variances neighbors patched_attention patching rerun selfcheck shared_calls sources stats.ranking stats.resampling transition
 SHAPES := --jaxtyping-packages=$(subst $(empty) $(empty),,$(SHAPED:%=basins.%,))beartype.beartype
 
 .DEFAULT_GOAL := help

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from basins.errors import BasinsError as BasinsError
     from basins.errors import MissingExtra as MissingExtra
     from basins.models import load_model as load_model
+    from basins.planning import Plan as Plan
+    from basins.planning import plan as plan
     from basins.scorer import BasinScorer as BasinScorer
     from basins.scores import BasinScores as BasinScores
     from basins.studies import study as study
@@ -35,8 +37,10 @@ _EXPORTS = {
     "BasinsError": "basins.errors",
     "Decomposition": "basins.decomposition",
     "MissingExtra": "basins.errors",
+    "Plan": "basins.planning",
     "TokenBatch": "basins.corpus",
     "load_model": "basins.models",
+    "plan": "basins.planning",
     "study": "basins.studies",
 }
 _MODULES = ("corpus", "experiments", "pocket")
@@ -48,10 +52,12 @@ __all__ = [
     "BasinsError",
     "Decomposition",
     "MissingExtra",
+    "Plan",
     "TokenBatch",
     "corpus",
     "experiments",
     "load_model",
+    "plan",
     "pocket",
     "study",
 ]

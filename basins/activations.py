@@ -1,12 +1,8 @@
-"""Residual-stream states, layer by layer: read from a cache, or computed from tokens into memory or a mapped file."""
+"""Residual-stream states, layer by layer: read from a cache, or computed from tokens."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,9 +12,7 @@ from torch import Tensor
 from basins.errors import BasinsError
 from basins.lens import has_hooks, model_name, n_layers, resid_post, resid_pre, run
 from basins.progress import progress
-
-# States larger than this go to a memory-mapped temporary file.
-MEMORY_BUDGET = 4 * 2**30
+from basins.state_store import MEMORY_BUDGET, StateStore
 
 
 @runtime_checkable
@@ -186,73 +180,6 @@ def check_tokens(tokens: Any, shape: tuple[int, int] | None) -> Any:
             "ids that the cache was made with."
         )
     return ids.long()
-
-
-@dataclass
-class StateStore:
-    """States of several layers in memory, or in one memory-mapped file each when they outgrow the budget."""
-
-    batch: int
-    pos: int
-    d_model: int
-    dtype: torch.dtype
-    n_stored: int
-    budget: int = MEMORY_BUDGET
-    tensors: dict[int, Tensor] = field(default_factory=dict)
-    # Outputs of blocks whose way into the next layer is hooked: there the two differ.
-    unhooked: dict[int, Tensor] = field(default_factory=dict)
-    _folder: tempfile.TemporaryDirectory | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.batch, self.pos
-
-    @property
-    def on_disk(self) -> bool:
-        size = torch.finfo(self.dtype).bits // 8
-        return self.n_stored * self.batch * self.pos * self.d_model * size > self.budget
-
-    def create(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
-        """Room for one layer's states, zeros."""
-        self.tensors[layer] = self._room(f"layer-{layer}")
-        return self.tensors[layer]
-
-    def create_unhooked(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
-        self.unhooked[layer] = self._room(f"outputs-{layer}")
-        return self.unhooked[layer]
-
-    def _room(self, name: str) -> Float[Tensor, "batch pos d_model"]:
-        shape = (self.batch, self.pos, self.d_model)
-        if not self.on_disk:
-            return torch.zeros(shape, dtype=self.dtype)
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="basins-states-")
-        path = Path(self._folder.name) / name
-        n = self.batch * self.pos * self.d_model
-        size = n * torch.finfo(self.dtype).bits // 8
-        try:
-            with open(path, "wb") as file:
-                # Taken now: a disk that fills up under a mapped file kills the process.
-                os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise BasinsError(
-                f"{size / 2**30:.2f} GiB of states do not fit into {self._folder.name} ({error}). Point TMPDIR to a "
-                "disk with more room, raise memory_budget, or score fewer texts at a time."
-            ) from error
-        mapped = torch.from_file(str(path), shared=True, size=n, dtype=self.dtype)
-        return mapped.view(shape)
-
-    def drop(self, layer: int) -> None:
-        self.tensors.pop(layer, None)
-        if self._folder is not None:
-            (Path(self._folder.name) / f"layer-{layer}").unlink(missing_ok=True)
-
-    def layer(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
-        return self.tensors[layer]
-
-    def outputs(self, layer: int) -> Float[Tensor, "batch pos d_model"] | None:
-        return self.unhooked.get(layer, self.tensors.get(layer + 1))
 
 
 def embed_all_layers(

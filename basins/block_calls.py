@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,10 @@ CACHE_NAMES = (
 POSITION_AXIS = {"position_ids": -1, "alibi": -1, "position_embeddings": -2, "shortformer_pos_embed": -2}
 
 
+class _Recorded(Exception):
+    """Nothing more of a pass is needed."""
+
+
 class CannotRebuild(Exception):
     """This block's arguments cannot be rebuilt for other positions; plain patching is the way out."""
 
@@ -51,9 +56,9 @@ class BlockCall:
     pos: int
 
     def with_states(
-        self, states: Float[Tensor, "batch pos d_model"], fn: Callable[[str, Any], Any]
+        self, states: Float[Tensor, "batch pos d_model"] | None, fn: Callable[[str, Any], Any]
     ) -> tuple[tuple, dict]:
-        """The call with other hidden states and each other argument leaf replaced by `fn(name, leaf)`."""
+        """The call with other hidden states (None: none) and each other argument leaf replaced by `fn(name, leaf)`."""
         args = [_map(name, value, fn) for name, value in zip(self.arg_names, self.args, strict=True)]
         kwargs = {name: _map(name, value, fn) for name, value in self.kwargs.items()}
         if args:
@@ -65,6 +70,12 @@ class BlockCall:
     def for_rows(self, states: Float[Tensor, "row pos d_model"], rows: Int[Tensor, "row"]) -> tuple[tuple, dict]:
         """The call for copies of sequences: row i is sequence `rows[i]`, with the states given."""
         return self.with_states(states, lambda name, leaf: _take_rows(name, leaf, rows, self.batch))
+
+    def of_rows(self, rows: slice) -> BlockCall:
+        """The call of some of its sequences. Raises CannotRebuild where a leading axis is not that of sequences."""
+        index = torch.arange(self.batch)[rows]
+        args, kwargs = self.with_states(None, lambda name, leaf: _take_rows(name, leaf, index, self.batch))
+        return BlockCall(self.layer, args, kwargs, self.arg_names, len(index), self.pos)
 
     def for_positions(
         self,
@@ -145,8 +156,11 @@ def record_calls(
 ) -> tuple[dict[int, BlockCall], dict[int, Float[Tensor, "batch pos d_model"]]]:
     """Run the model once; return how it called the blocks of `layers`, and the states entering those of `keep_states`.
 
-    The states are taken after the user's own hooks on `resid_pre` (steering), as a cache has them.
+    The states are taken after the user's own hooks on `resid_pre` (steering), as a cache has them. The pass ends where
+    the last of them is known.
     """
+    layers, keep_states = list(layers), list(keep_states)
+    last_call, last_state = max(layers, default=-1), max(keep_states, default=-1)
     calls: dict[int, BlockCall] = {}
     states: dict[int, Tensor] = {}
     shared: dict[int, tuple[Tensor, Tensor]] = {}
@@ -169,12 +183,16 @@ def record_calls(
             clean_args = tuple(kept(name, value) for name, value in zip(names, args, strict=True))
             clean_kwargs = {name: kept(name, value) for name, value in kwargs.items()}
             calls[layer] = BlockCall(layer, clean_args, clean_kwargs, tuple(names), batch, pos)
+            if layer == last_call > last_state:
+                raise _Recorded
 
         return record
 
     def keeper(layer: int) -> Callable:
         def keep(point: Any, inputs: Any, output: Tensor) -> None:
             states[layer] = output.detach()
+            if layer == last_state >= last_call:
+                raise _Recorded
 
         return keep
 
@@ -183,7 +201,9 @@ def record_calls(
             handles.append(model.blocks[layer].register_forward_pre_hook(recorder(layer), with_kwargs=True))
         for layer in keep_states:
             handles.append(model.hook_dict[resid_pre(layer)].register_forward_hook(keeper(layer)))
-        run(model, tokens, attention_mask, [])
+        # Not by `stop_at_layer`: it has no name for the end of the blocks, and logits can be larger than all else.
+        with suppress(_Recorded):
+            run(model, tokens, attention_mask, [])
     finally:
         for handle in handles:
             handle.remove()

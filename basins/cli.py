@@ -23,6 +23,7 @@ from basins.console import (
 )
 from basins.errors import BasinsError, choose
 from basins.experiment_commands import Debug, Model, command_line, experiment, free_folder, parse_numbers
+from basins.plan_command import MemoryBudget, parse_bytes, plan
 from basins.study_command import study
 
 DEMO_FOLDER = Path("runs/demo")
@@ -72,6 +73,7 @@ def main() -> None:
     basins score --model gpt2 --input my.txt --out runs/my
     basins experiment importance                           tables, figures and a verdict
     basins study                                           all experiments, one analysis
+    basins plan --model gpt2 --tokens 100000               memory, operations and time, before anything runs
     basins doctor                                          what is installed, and does re-running work
     """
     # Threads that spin while they wait slow everything down tenfold on a machine that does other work too. Has to be
@@ -81,6 +83,7 @@ def main() -> None:
 
 app.add_typer(experiment, name="experiment")
 app.command()(study)
+app.command()(plan)
 
 
 @app.command()
@@ -168,6 +171,7 @@ def score(
     ] = None,
     long_texts: Annotated[str, typer.Option(help="A longer text: error, truncate, or split into windows.")] = "error",
     batch_size: Annotated[int | None, typer.Option(help="Sequences a forward pass; planned unless given.")] = None,
+    memory_budget: MemoryBudget = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
@@ -197,6 +201,7 @@ def score(
         shrink=shrink,
         index=index,
         batch_size=batch_size,
+        memory_budget=parse_bytes("--memory-budget", memory_budget),
         seed=seed,
     )
     wanted = parse_numbers("--layers", layers)

@@ -157,6 +157,18 @@ def pair_table(title: str, pairs: Iterable[tuple[str, str]]) -> RenderableType:
     return table
 
 
+def number_table(title: str, rows: Iterable[tuple[str, ...]]) -> RenderableType:
+    """A name in front, and numbers to the right of it."""
+    rows = list(rows)
+    table = _table(title)
+    table.show_header = False
+    for column in range(max(map(len, rows), default=1)):
+        table.add_column(justify="right" if column else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
 def replay_sentence(settings: dict[str, Any]) -> str:
     """The self-check's result in words."""
     counts: dict[str, int] = settings.get("replay", {})

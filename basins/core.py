@@ -20,10 +20,13 @@ from torch import Tensor
 
 from basins.block_calls import BlockCall, CannotRebuild, causal_mask
 from basins.block_parts import BlockParts
+from basins.memory import fitted
 from basins.patched_attention import attend
 
 # Floats of the largest intermediate of one piece: attention scores or the MLP's inner layer.
 FLOATS_PER_PIECE = {"cpu": 2**20, "cuda": 2**28}
+# For each: the scores, the mask gathered for them, and the weights.
+PIECE_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ class Projected:
         """Rows of one axis as those of `batch` sequences."""
         parts = (None if part is None else part.unflatten(0, (batch, -1)) for part in vars(self).values())
         return Projected(*parts)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What is known of every state of a bank, and which of them the patches are."""
+
+    bank: Projected
+    ids: Int[Tensor, "batch patch"]
 
 
 @dataclass(frozen=True)
@@ -126,13 +137,13 @@ def push(
     context: Context,
     patches: Float[Tensor, "batch patch d_model"],
     positions: Int[Tensor, "batch patch"],
-    projected: Projected | None = None,
+    projected: Ahead | None = None,
     last: int | None = None,
 ) -> Float[Tensor, "batch patch d_model"]:
     """Outputs of the block for every patch, at its position of its sequence.
 
-    `projected` is what `project` gives for the patches, where it is known already; `last` the largest position, where
-    it is known without asking the device.
+    `projected` is what `project` gives for the bank that the patches come from, where it is known already; `last` the
+    largest position, where it is known without asking the device.
     """
     pieces = list(_pieces(parts, context, patches))
     if len(pieces) == 1:
@@ -140,7 +151,7 @@ def push(
     outputs = torch.empty_like(patches)
     for rows, some in pieces:
         index = rows, some
-        known = None if projected is None else projected[index]
+        known = None if projected is None else Ahead(projected.bank, projected.ids[index])
         outputs[index] = _push(parts, context[rows], patches[index], positions[index], known, last)
     return outputs
 
@@ -151,7 +162,8 @@ def _pieces(parts: BlockParts, context: Context, patches: Tensor) -> Iterator[tu
     if not patches.numel():
         return
     heads, pos = -(-d_model // parts.d_head), context.values.shape[2]
-    rows = max(1, FLOATS_PER_PIECE.get(patches.device.type, 2**20) // max(heads * pos, 8 * d_model))
+    floats = fitted(FLOATS_PER_PIECE.get(patches.device.type, 2**20), PIECE_BYTES)
+    rows = max(1, floats // max(heads * pos, 8 * d_model))
     if n_patches > rows:
         for row in range(batch):
             for start in range(0, n_patches, rows):
@@ -167,26 +179,36 @@ def _push(
     context: Context,
     patches: Tensor,
     positions: Tensor,
-    projected: Projected | None,
+    ahead: Ahead | None,
     last: int | None,
 ) -> Float[Tensor, "batch patch d_model"]:
-    if projected is None:
-        projected = project(parts, patches)
-    attended = parts.out(_attend(parts, context, projected, positions, last))
+    projected, ids = (project(parts, patches), None) if ahead is None else (ahead.bank, ahead.ids)
+    attended = parts.out(_attend(parts, context, projected, ids, positions, last))
     if parts.after_attention is not None:
         attended = parts.after_attention(attended)
     after = patches + attended
-    mlp = projected.mlp if parts.parallel else parts.mlp(parts.before_mlp(after))
-    assert mlp is not None
+    if parts.parallel:
+        assert projected.mlp is not None
+        mlp = projected.mlp if ids is None else projected.mlp[ids]
+    else:
+        mlp = parts.mlp(parts.before_mlp(after))
     return after + (mlp if parts.after_mlp is None else parts.after_mlp(mlp))
 
 
 def _attend(
-    parts: BlockParts, context: Context, patch: Projected, positions: Int[Tensor, "batch patch"], last: int | None
+    parts: BlockParts,
+    context: Context,
+    projected: Projected,
+    ids: Int[Tensor, "batch patch"] | None,
+    positions: Int[Tensor, "batch patch"],
+    last: int | None,
 ) -> Float[Tensor, "batch patch d_attention"]:
-    """The heads' mixtures of values, side by side."""
-    query, key = patch.query, patch.key
+    """The heads' mixtures of values, side by side. `ids`: the patches' rows of `projected`, if it is a bank's."""
+    query, key, value = projected.query, projected.key, projected.value
     if context.rotary is not None:
+        # Turned by where a patch stands, so each patch needs its own.
+        if ids is not None:
+            query, key, value, ids = query[ids], key[ids], value[ids], None
         index = positions[..., None].expand(-1, -1, context.rotary[0].shape[-1])
         cos, sin = (table.gather(1, index) for table in context.rotary)
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
@@ -195,8 +217,8 @@ def _attend(
     # No patch attends to what comes after the last of them.
     pos = context.values.shape[2] if last is None else last + 1
     keys, values, mask = context.keys[..., :pos], context.values[:, :, :pos], context.mask[..., :pos]
-    operands = query, key, patch.value, keys, values, mask, positions
-    return attend(*operands, parts.scaling, parts.softcap, parts.softmax)
+    operands = query, key, value, keys, values, mask, positions
+    return attend(*operands, parts.scaling, parts.softcap, parts.softmax, ids)
 
 
 def _rotate(

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from basins.memory import fitted
+
 # States nearer than this many machine epsilons of their norms are one: activations gather rounding over the layers, and
 # in half precision a single epsilon is already more than that.
 SAME, SAME_IN_HALF = 16.0, 1.0
@@ -19,7 +21,17 @@ SAME, SAME_IN_HALF = 16.0, 1.0
 # component of about s along each; two states that differ pass for one only if all their components happen to be tiny.
 DIRECTIONS = 4
 TAIL = 4.0
-TOKENS_AT_ONCE = 2**12
+# Pairs of states compared at a time: on a CPU they stay in its cache.
+PAIRS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
+
+
+# For each: the difference along a direction, what is allowed, and what comes of comparing them.
+PAIR_BYTES = 26
+
+
+def tokens_at_once(k: int, device_type: str) -> int:
+    """Queries that are compared with their neighbours, and those with each other."""
+    return max(1, fitted(PAIRS_AT_ONCE.get(device_type, 2**17), PAIR_BYTES) // (k + 1) ** 2)
 
 
 def count_distinct(
@@ -36,13 +48,17 @@ def count_distinct(
     along_query, along_bank = query.double() @ directions, bank.double() @ directions
     norm_query, norm_bank = query.double().norm(dim=1), bank.double().norm(dim=1)
     counts, ones = [], []
-    for start in range(0, len(query), TOKENS_AT_ONCE):
-        part = slice(start, start + TOKENS_AT_ONCE)
+    at_once = tokens_at_once(ids.shape[1], query.device.type)
+    for start in range(0, len(query), at_once):
+        part = slice(start, start + at_once)
         found = ids[part].clamp_min(0)
         along = torch.cat([along_query[part, None], along_bank[found]], 1)
         norms = torch.cat([norm_query[part, None], norm_bank[found]], 1)
-        apart = (along[:, :, None] - along[:, None]).abs().amax(-1)
-        equal = apart <= same * (norms[:, :, None] + norms[:, None])
+        equal = None
+        for component in along.unbind(-1):
+            near = (component[:, :, None] - component[:, None]).abs_() <= same * (norms[:, :, None] + norms[:, None])
+            equal = near if equal is None else equal.logical_and_(near)
+        assert equal is not None
         counts.append((~equal.tril(-1).any(2)).sum(1))
         ones.append(equal[:, 1, 1:].all(1))
     return torch.cat(counts), torch.cat(ones)

@@ -20,22 +20,35 @@ def load(path: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple[Any, An
 
     Quantised weights are expanded to `dtype`: a 4-bit file of n parameters needs 4 n bytes in float32.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_file(path)
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtra("gguf", "gguf")
-    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "trust_remote_code": False}
+    source = _source(path)
+    config = read_config(path)
     with explained(str(path)):
-        config = AutoConfig.from_pretrained(**source)
-        config.architectures = [architecture(config)]
-        check_decoder_only(config, str(path))
         hf_model = AutoModelForCausalLM.from_pretrained(
             **source, config=config, dtype=dtype, attn_implementation="eager"
         )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(**source)
     hf_model.name_or_path = str(path)
     return hf_model.eval(), tokenizer
+
+
+def read_config(path: Path) -> Any:
+    """The transformers configuration that the file's header amounts to; no weights are read."""
+    from transformers import AutoConfig
+
+    with explained(str(path)):
+        config = AutoConfig.from_pretrained(**_source(path))
+        config.architectures = [architecture(config)]
+        check_decoder_only(config, str(path))
+    return config
+
+
+def _source(path: Path) -> dict[str, Any]:
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "trust_remote_code": False}
 
 
 def check_file(path: Path) -> None:

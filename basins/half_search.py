@@ -22,11 +22,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from basins.memory import fitted
+
 # A depth that the kernel's tiles divide.
 DEPTH = 64
 ROWS_AT_ONCE = 2**14
 KEYS_AT_ONCE = 2**28
 PAIRS_AT_ONCE = 2**24
+# A key is four bytes; a pair has its distance in float64 and float32, and its key, thrice.
+KEY_BYTES, PAIR_BYTES = 4, 24
 # One row of keys is sorted out in registers.
 SLOTS = 2**15
 # More candidates than are asked for, so that the cut is usually above the last of those.
@@ -96,7 +100,7 @@ class HalfFlat:
         self.query, self.bank, self.unit = query, bank.rows(self.members), (scale * LARGEST) ** 2
         self.labels = labels[0], labels[1].int(), labels[2][self.members].int()
         self.least, self.most = wanted + SPARE, 2 ** math.ceil(math.log2(wanted + 2 * SPARE))
-        self.group, self.keep = _groups(wanted, len(members))
+        self.group, self.keep = groups_of(wanted, len(members))
         self.report: dict[str, Any] = {"index": "half", "exact": True}
         # Each member's error is at most rate * its norm + floor: floor is what denormals can lose.
         self.floor = math.sqrt(bank.states.shape[1]) * 2.0**-25
@@ -107,9 +111,9 @@ class HalfFlat:
         self.tile = SLOTS // self.keep * self.group
         per_query = min(self.tile, len(members))
         if has_kernels(members.device):
-            self.per_call = max(1, KEYS_AT_ONCE // (self.keep * -(-per_query // self.group)))
+            self.per_call = max(1, fitted(KEYS_AT_ONCE, KEY_BYTES) // (self.keep * -(-per_query // self.group)))
         else:
-            self.per_call = max(1, PAIRS_AT_ONCE // per_query)
+            self.per_call = max(1, fitted(PAIRS_AT_ONCE, PAIR_BYTES) // per_query)
 
     def search(self, queries: Int[Tensor, "q"]) -> tuple[Int[Tensor, "q c"], Float[Tensor, "q"]]:
         """Candidate ids (-1: none) and the squared distance that every other allowed member reaches or exceeds."""
@@ -157,7 +161,7 @@ class HalfFlat:
         return (2 * product + 2.0**-21 * (norm.square() + other.square())) * (1 + 2.0**-20) + 2 * SMALLEST
 
 
-def _groups(wanted: int, n: int) -> tuple[int, int]:
+def groups_of(wanted: int, n: int) -> tuple[int, int]:
     """With the nearest spread at random over n / group groups: expected groups with more of them than are kept."""
     for group, keep in GROUPS:
         if math.comb(wanted + SPARE // 2, keep) * (group / n) ** (keep - 1) < RARE:
@@ -210,7 +214,7 @@ def squared_distances(
     queries: Int[Tensor, "q"],
     members: Int[Tensor, "q c"],
 ) -> Float[Tensor, "q c"]:
-    rows = max(1, 2**24 // max(1, members.shape[1] * query.shape[1]))
+    rows = max(1, fitted(2**24, PAIR_BYTES) // max(1, members.shape[1] * query.shape[1]))
     found = [
         (query[some].double()[:, None] - bank[other.clamp_min(0)].double()).square().sum(-1)
         for some, other in zip(queries.split(rows), members.split(rows), strict=True)

@@ -22,9 +22,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from basins.half_search import has_kernels
+from basins.memory import fitted
 from basins.settings import ScorerSettings
 
 SCORES_PER_CHUNK = 2**25
+# For each: the product, and the best of them with their places.
+SCORE_BYTES = 8
 MEMBERS_PER_CHUNK = 2**17
 # Below this many states a layer takes a fraction of a second either way, and FAISS need not be loaded.
 FAISS_FROM = 4096
@@ -32,7 +35,7 @@ IVF_SAMPLE = 256
 # Below this many, float32 products take little and no kernel need be compiled.
 HALF_FROM = 4096
 ROWS_AT_ONCE = 2**14
-FLOATS_IN_CACHE = 2**17
+FLOATS_IN_CACHE = 2**16
 # Below this, in units of the largest squared norm, float32 may have rounded a square to 0.
 UNDERFLOW = 2.0**-120
 
@@ -91,21 +94,27 @@ class SearchSpace:
     def _low(self, states: Float[Tensor, "token d"]) -> Float[Tensor, "token d_plus_1"]:
         """Centred, scaled and rounded, with room for one more column; a few rows at a time in float64."""
         low = torch.empty(len(states), self.width + 1, dtype=self.low, device=states.device)
-        for some, room in zip(states.split(ROWS_AT_ONCE), low.split(ROWS_AT_ONCE), strict=True):
-            room[:, :-1] = (some.double() - self.centre) * self.scale
+        rows = _rows_at_once(states)
+        for some, room in zip(states.split(rows), low.split(rows), strict=True):
+            room[:, :-1] = (some.double() - self.centre).mul_(self.scale)
         return low
 
     def squared_distances(
         self, queries: Int[Tensor, "*#pair"], members: Int[Tensor, "*pair"]
     ) -> Float[Tensor, "*pair"]:
-        """Directly, in float64; on a CPU in pieces that stay in its cache."""
-        floats = members[:1].numel() * self.width
-        rows = max(1, FLOATS_IN_CACHE // max(1, floats)) if members.device.type == "cpu" else max(1, len(members))
-        pieces = [
-            (self.query[q].double() - self.bank[m].double()).square_().sum(-1)
-            for q, m in zip(queries.split(rows), members.split(rows), strict=True)
-        ]
-        return torch.cat(pieces)
+        """Directly, in float64; on a CPU in pieces that stay in its cache, in memory that is used again."""
+        if members.device.type != "cpu":
+            return (self.query[queries].double() - self.bank[members].double()).square_().sum(-1)
+        per_row = members[:1].numel()
+        rows = max(1, FLOATS_IN_CACHE // max(1, per_row * self.width))
+        squared = torch.empty(members.shape, dtype=torch.float64)
+        states = torch.empty(min(rows, len(members)) * per_row, self.width, dtype=self.bank.dtype)
+        apart = torch.empty(states.shape, dtype=torch.float64)
+        for q, m, into in zip(queries.split(rows), members.split(rows), squared.split(rows), strict=True):
+            room = apart[: m.numel()].copy_(torch.index_select(self.bank, 0, m.flatten(), out=states[: m.numel()]))
+            room = room.view(*m.shape, self.width).sub_(self.query[q])
+            into.copy_(torch.linalg.vector_norm(room, dim=-1).square_())
+        return squared
 
     def lower_bound(self, queries: Int[Tensor, "q"], products: Float[Tensor, "q *m"]) -> Float[Tensor, "q *m"]:
         """(1 - g) |q|^2 minus the product, less what may have underflowed, in the units of `squared_distances`."""
@@ -141,8 +150,13 @@ def search_space(
     return SearchSpace(query, bank, centre, scale, low)
 
 
+def _rows_at_once(states: Float[Tensor, "token d"]) -> int:
+    """To be taken in float64: on a CPU they stay in its cache."""
+    return ROWS_AT_ONCE if states.is_cuda else max(1, FLOATS_IN_CACHE // max(1, states.shape[1]))
+
+
 def _norms(states: Float[Tensor, "token d"], centre: Float[Tensor, "d"]) -> Float[Tensor, "token"]:
-    return torch.cat([(some.double() - centre).norm(dim=1) for some in states.split(ROWS_AT_ONCE)])
+    return torch.cat([(some.double() - centre).norm(dim=1) for some in states.split(_rows_at_once(states))])
 
 
 def _unit(states: Float[Tensor, "token d_model"], which: int, own_axis: bool) -> Float[Tensor, "token d_plus_2"]:
@@ -197,8 +211,10 @@ class TorchFlat:
         self.report: dict[str, Any] = {"index": "exact", "exact": True}
 
     def search(self, queries: Int[Tensor, "q"], n: int) -> tuple[Int[Tensor, "q n"], Float[Tensor, "q n"]]:
-        block = min(len(self.members), MEMBERS_PER_CHUNK)
-        rows = [self._rows(some, n, block) for some in queries.split(max(1, SCORES_PER_CHUNK // block))]
+        row_bytes = self.space.bank_low.element_size() * (self.space.width + 1)
+        block = min(len(self.members), fitted(MEMBERS_PER_CHUNK, row_bytes))
+        scores = fitted(SCORES_PER_CHUNK, SCORE_BYTES)
+        rows = [self._rows(some, n, block) for some in queries.split(max(1, scores // block))]
         return torch.cat([ids for ids, _ in rows]), torch.cat([best for _, best in rows])
 
     def _rows(self, queries: Int[Tensor, "q"], n: int, block: int) -> tuple[Tensor, Tensor]:

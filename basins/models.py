@@ -138,13 +138,13 @@ def _load_gguf(path: Path, tokenizer: Any, device: torch.device, dtype: torch.dt
 def _load_named(source: str | Path, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig
 
-    name = _folder(source) or _hub_id(source)
+    name = find_folder(source) or hub_id(source)
     with explained(name):
         check_decoder_only(AutoConfig.from_pretrained(name, trust_remote_code=False), name)
         return wrap.boot(name, tokenizer, device, dtype)
 
 
-def _folder(source: str | Path) -> str | None:
+def find_folder(source: str | Path) -> str | None:
     """The local folder that `source` names, if it names one; BasinsError if it is there but holds no model."""
     path = Path(source).expanduser()
     if path.is_file():
@@ -164,7 +164,7 @@ def _folder(source: str | Path) -> str | None:
     return str(path)
 
 
-def _hub_id(source: str | Path) -> str:
+def hub_id(source: str | Path) -> str:
     """`source`, unless it can only be a path: then it is one that does not exist."""
     text = str(source)
     if isinstance(source, Path) or text.startswith((".", "~", os.sep)) or text.count("/") > 1 or "\\" in text:

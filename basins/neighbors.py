@@ -20,6 +20,7 @@ from torch import Tensor
 from basins.errors import BasinsError
 from basins.half_search import HalfFlat, halves, refusal
 from basins.indexes import HALF_FROM, Index, SearchSpace, make_index, search_space, uses_half
+from basins.memory import fitted
 from basins.settings import ScorerSettings
 
 # More candidates than k, so that the bound can usually tell them from the rest.
@@ -28,6 +29,8 @@ PAIRS_PER_CHUNK = 2**21
 PAIRS_PER_CHUNK_GPU = 2**25
 PAIRS_AT_ONCE = 2**15
 CANDIDATE_FLOATS = 2**24
+# For each pair a bound and what rules it out; for each float of a candidate two in float64.
+PAIR_BYTES, CANDIDATE_BYTES = 16, 24
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ class _Group:
         """Fill the rows of the group's queries; say what was used."""
         k, again = self.settings.k, 0
         index = self._half_index() if half else make_index(self.space, self.members, self.settings)
-        at_once = max(1, CANDIDATE_FLOATS // ((k + MARGIN) * self.space.width))
+        at_once = max(1, fitted(CANDIDATE_FLOATS, CANDIDATE_BYTES) // ((k + MARGIN) * self.space.width))
         for queries in self.queries.split(index.per_call if isinstance(index, HalfFlat) else at_once):
             if isinstance(index, HalfFlat):
                 found, bound = index.search(queries)
@@ -240,7 +243,7 @@ class _Group:
         """Search all members that the bound does not put beyond `reach`, the k-th candidate's squared distance."""
         results = []
         at_once = PAIRS_PER_CHUNK if queries.device.type == "cpu" else PAIRS_PER_CHUNK_GPU
-        step = max(1, at_once // len(self.members))
+        step = max(1, fitted(at_once, PAIR_BYTES) // len(self.members))
         for some, limit in zip(queries.split(step), reach.split(step), strict=True):
             within = self.space.lower_bounds(some, self.members) <= limit[:, None]
             within &= ~self.forbidden(some[:, None], self.members[None, :])

@@ -22,9 +22,9 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def attend(
-    query: Float[Tensor, "batch patch head d_head"],
-    key: Float[Tensor, "batch patch kv_head d_head"],
-    value: Float[Tensor, "batch patch kv_head d_head"],
+    query: Float[Tensor, "*row head d_head"],
+    key: Float[Tensor, "*row kv_head d_head"],
+    value: Float[Tensor, "*row kv_head d_head"],
     keys: Float[Tensor, "batch kv_head d_head pos"],
     values: Float[Tensor, "batch kv_head pos d_head"],
     mask: Float[Tensor, "batch mask_head all_pos pos"],
@@ -32,14 +32,23 @@ def attend(
     scaling: float,
     softcap: float | None = None,
     softmax: torch.dtype | None = None,
+    ids: Int[Tensor, "batch patch"] | None = None,
 ) -> Float[Tensor, "batch patch d_attention"]:
-    """Heads' mixtures of values, side by side. `keys` are scaled already, `key` is not; both are rotated."""
+    """Heads' mixtures of values, side by side. `keys` are scaled already, `key` is not; both are rotated.
+
+    `query`, `key` and `value` are the patches', "batch patch head d_head", or, with `ids`, those of a bank whose rows
+    the patches are, "bank head d_head".
+    """
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
     if softcap is None and query.shape[-1] in KERNEL_WIDTHS and dtype in KERNEL_DTYPES and has_kernel(query.device):
         from basins import patched_kernels
 
-        operands = (tensor.to(dtype) for tensor in (query, key, value, keys, values))
-        return patched_kernels.attend(*operands, mask=mask, positions=positions, scaling=scaling, tf32=tf32_is_on())
+        query, key, value, keys, values = (tensor.to(dtype) for tensor in (query, key, value, keys, values))
+        return patched_kernels.attend(
+            query, key, value, keys, values, mask, positions, scaling, tf32=tf32_is_on(), ids=ids
+        )
+    if ids is not None:
+        query, key, value = query[ids], key[ids], value[ids]
     return attend_in_steps(query, key, value, keys, values, mask, positions, scaling, softcap, softmax)
 
 
@@ -100,9 +109,13 @@ def kernel_agrees(device: torch.device) -> bool:
     operands = random_operands(device, n_heads=4, n_kv=2, d_head=32, n_patches=70, pos=37)
     with torch.autocast(device.type, enabled=False):
         found = patched_kernels.attend(*operands, scaling=0.2, tf32=False)
+        shape = operands[0].shape[:2]
+        ids = torch.arange(shape.numel(), device=device).flip(0).view(shape)
+        bank = [tensor.flatten(0, 1).flip(0) for tensor in operands[:3]]
+        by_id = patched_kernels.attend(*bank, *operands[3:], scaling=0.2, tf32=False, ids=ids)
         exact = [x.double() if x.is_floating_point() else x for x in operands]
         right = attend_in_steps(*exact, scaling=0.2, softcap=None, softmax=None)
-    return float((found - right).norm() / right.norm()) < 1e-5
+    return all(float((some - right).norm() / right.norm()) < 1e-5 for some in (found, by_id))
 
 
 def random_operands(device: torch.device, n_heads: int, n_kv: int, d_head: int, n_patches: int, pos: int) -> Any:

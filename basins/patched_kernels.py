@@ -28,6 +28,7 @@ def _attend(
     values_ptr,
     mask_ptr,
     position_ptr,
+    id_ptr,
     out_ptr,
     n_patches,
     n_heads,
@@ -47,6 +48,7 @@ def _attend(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
+    BY_ID: tl.constexpr,
 ):
     batch, head = (tl.program_id(1) // n_heads).to(tl.int64), (tl.program_id(1) % n_heads).to(tl.int64)
     kv = head // (n_heads // n_kv)
@@ -54,8 +56,11 @@ def _attend(
     here = row < n_patches
     place = batch * n_patches + row
     at = tl.load(position_ptr + place, here, 0)
-    cell = (place[:, None] * n_heads + head) * WIDTH + along[None, :]
-    own_cell = (place[:, None] * n_kv + kv) * WIDTH + along[None, :]
+    state = place
+    if BY_ID:
+        state = tl.load(id_ptr + place, here, 0).to(tl.int64)
+    cell = (state[:, None] * n_heads + head) * WIDTH + along[None, :]
+    own_cell = (state[:, None] * n_kv + kv) * WIDTH + along[None, :]
     query = tl.load(query_ptr + cell, here[:, None], 0.0)
     own_key = tl.load(key_ptr + own_cell, here[:, None], 0.0)
     mask_rows = mask_ptr + batch * mask_batch + head * mask_head + at.to(tl.int64) * mask_row
@@ -79,26 +84,34 @@ def _attend(
         values = tl.load(values_at, inside[:, None], 0.0)
         mixed = mixed * kept[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
         top = new_top
+    cell = (place[:, None] * n_heads + head) * WIDTH + along[None, :]
     tl.store(out_ptr + cell, (mixed / total[:, None]).to(out_ptr.dtype.element_ty), here[:, None])
 
 
 def attend(
-    query: Float[Tensor, "batch patch head d_head"],
-    key: Float[Tensor, "batch patch kv_head d_head"],
-    value: Float[Tensor, "batch patch kv_head d_head"],
+    query: Float[Tensor, "*row head d_head"],
+    key: Float[Tensor, "*row kv_head d_head"],
+    value: Float[Tensor, "*row kv_head d_head"],
     keys: Float[Tensor, "batch kv_head d_head pos"],
     values: Float[Tensor, "batch kv_head pos d_head"],
     mask: Float[Tensor, "batch mask_head all_pos pos"],
     positions: Int[Tensor, "batch patch"],
     scaling: float,
     tf32: bool,
+    ids: Int[Tensor, "batch patch"] | None = None,
 ) -> Float[Tensor, "batch patch d_attention"]:
-    """Float32 products in TF32, or in three TF32 products each, which keeps float32's accuracy."""
+    """Float32 products in TF32, or in three TF32 products each, which keeps float32's accuracy.
+
+    Rows of `query`, `key` and `value` are the patches' own, or taken by id where they are a bank's.
+    """
     query, key, value, positions = (tensor.contiguous() for tensor in (query, key, value, positions))
     if keys.stride(3) != 1 or values.stride(3) != 1 or mask.stride(3) != 1:
         keys, values, mask = keys.contiguous(), values.contiguous(), mask.contiguous()
-    batch, n_patches, n_heads, width = query.shape
-    out = torch.empty_like(query)
+    batch, n_patches = positions.shape
+    n_heads, width = query.shape[-2:]
+    by_id = ids is not None
+    ids = positions if ids is None else ids.contiguous()
+    out = torch.empty(batch, n_patches, n_heads, width, dtype=query.dtype, device=query.device)
     kernel: Any = _attend
     # On the device of the states, which need not be the current one.
     with torch.cuda.device(query.device if query.is_cuda else -1):
@@ -110,10 +123,11 @@ def attend(
             values,
             mask,
             positions,
+            ids,
             out,
             n_patches,
             n_heads,
-            key.shape[2],
+            key.shape[-2],
             keys.shape[3],
             *keys.stride()[:3],
             *values.stride()[:3],
@@ -125,6 +139,7 @@ def attend(
             ROWS=ROWS,
             COLUMNS=COLUMNS,
             PRECISION="tf32" if tf32 else "tf32x3",
+            BY_ID=by_id,
             num_warps=4,
             num_stages=1,
         )

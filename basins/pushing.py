@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basins.activations import MEMORY_BUDGET, CacheStates, check_finite, check_mask, check_tokens
+from basins.activations import CacheStates, check_finite, check_mask, check_tokens
 from basins.block_calls import dummy_tokens
 from basins.corpus import check_room
 from basins.errors import BasinsError
@@ -22,6 +22,7 @@ from basins.lens import as_found, block_device, block_dtype, check_layers, measu
 from basins.rerun import Replay, run_context
 from basins.selfcheck import SelfCheck
 from basins.sources import CacheSource, Source, SweepSource, record_chunks
+from basins.state_store import MEMORY_BUDGET
 from basins.transition import check_next_layer, patch_floats
 
 

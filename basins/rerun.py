@@ -19,9 +19,10 @@ from torch import Tensor
 
 from basins.block_calls import BlockCall, CannotRebuild, packed_mask
 from basins.block_parts import block_parts
-from basins.core import Projected, context_of, project, push
+from basins.core import Ahead, Projected, context_of, project, push
 from basins.hooked_transformer import call_hooked_block
 from basins.lens import block_device, block_dtype
+from basins.memory import AHEAD_SHARE, fitted
 from basins.patching import call_block, patch_block, patch_model, restart_layers
 from basins.precision import matmul_precision
 
@@ -31,6 +32,8 @@ ROWS_PER_POS = 2
 LEAST_ROWS = 64
 # What the core keeps of a bank's states, at most (queries, keys and values; counted as four states each).
 PROJECTED_FLOATS = {"cpu": 2**28, "cuda": 2**31}
+# For each: the piece that it comes in, and its place in the whole.
+PROJECTED_BYTES = 8
 PROJECTED_AT_ONCE = 8192
 PROJECTED_NAMES = [field.name for field in fields(Projected)]
 
@@ -64,7 +67,7 @@ class Replay:
         self,
         patches: Float[Tensor, "batch patch d_model"],
         positions: Int[Tensor, "batch patch"],
-        projected: Projected | None = None,
+        projected: Ahead | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "batch patch d_model"]:
         """Outputs for every patch. What the core may be spared: `projected` and `last`, as in `core.push`."""
@@ -118,7 +121,8 @@ def project_ahead(
     None where it does not pay: for another path, for fewer patched rows than states, beyond the budget.
     """
     device, dtype = block_device(model, layer), block_dtype(model, layer)
-    if path != "core" or rows < len(bank) or 4 * bank.numel() > PROJECTED_FLOATS.get(device.type, 2**26):
+    most = fitted(PROJECTED_FLOATS.get(device.type, 2**26), PROJECTED_BYTES, AHEAD_SHARE)
+    if path != "core" or rows < len(bank) or 4 * bank.numel() > most:
         return None
     parts = block_parts(model, layer)
     with matmul_precision(precision, device, dtype):

@@ -34,7 +34,11 @@ def assemble(
     parts = list(measured.values())
 
     def stack(rows: list[Tensor]) -> Tensor:
-        return torch.stack([row.cpu().reshape(*shape, *row.shape[1:]) for row in rows])
+        # Each layer straight into its place: what comes from a GPU is moved once.
+        stacked = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype)
+        for place, row in zip(stacked, rows, strict=True):
+            place.copy_(row)
+        return stacked.view(len(rows), *shape, *rows[0].shape[1:])
 
     ids = stack([m.neighbors.ids for m in parts])
     if not bool((ids[..., 0] >= 0).any()):

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from basins.activations import (
-    MEMORY_BUDGET,
     CacheStates,
     States,
     check_finite,
@@ -25,15 +24,17 @@ from basins.corpus import TokenBatch, check_room, tokenize
 from basins.decomposition import Decomposition, decompose
 from basins.errors import BasinsError
 from basins.fitted_bank import FittedBank
-from basins.lens import as_found, check_layers, check_model, measuring_dtype, model_name
+from basins.layer_loop import measure_layers
+from basins.lens import as_found, block_device, check_layers, check_model, measuring_dtype, model_name
+from basins.memory import Memory, within
+from basins.moments import check_given_budget
 from basins.neighbors import TokenTable, table_of
-from basins.progress import progress
 from basins.results import assemble, provenance
 from basins.scores import BasinScores
 from basins.selfcheck import SelfCheck
 from basins.settings import ScorerSettings
 from basins.sources import CacheSource, Source, SweepSource, plan_batch, record_chunks
-from basins.transition import Bank, measure_transition
+from basins.state_store import MEMORY_BUDGET
 
 
 class BasinScorer:
@@ -64,6 +65,8 @@ class BasinScorer:
         precision: of the matrix products with which neighbours are re-run in a float32 model: "float32", "tf32" (GPUs
             only) or "bfloat16". The model's own states, distances and variances are as without it.
         batch_size: sequences in one forward pass or re-run; None plans it. Results do not depend on it.
+        memory_budget: bytes that temporaries may take on the device, beside weights, states and results; None: half of
+            a GPU's free memory, on a CPU at most 4 GiB. Results do not depend on it.
         seed: for every random choice.
     """
 
@@ -84,6 +87,7 @@ class BasinScorer:
         dtype: str | torch.dtype | None = None,
         precision: str = "float32",
         batch_size: int | None = None,
+        memory_budget: int | None = None,
         seed: int = 0,
     ) -> None:
         check_model(model)
@@ -91,7 +95,7 @@ class BasinScorer:
         self.settings = ScorerSettings(
             k=k, method=method, neighbors=neighbors, metric=metric, normalize=normalize, include_self=include_self,
             exclude_first=exclude_first, shrink=shrink, eps=eps, index=index, dtype=dtype,  # type: ignore[arg-type]
-            precision=precision, batch_size=batch_size, seed=seed,
+            precision=precision, batch_size=batch_size, memory_budget=memory_budget, seed=seed,
         )  # fmt: skip
         self._bank: FittedBank | None = None
         self._self_check = SelfCheck(model, self.settings.seed)
@@ -136,13 +140,14 @@ class BasinScorer:
         mask = check_mask(attention_mask, states.shape)
         for layer in wanted:
             check_finite(states.layer(layer), mask.bool(), layer)
-        with as_found(self.model):
+        memory = self._memory(states.shape)
+        with as_found(self.model), within(memory.budget):
             source = CacheSource(states, mask, self.model, self.dtype)
             if self.settings.method == "rerun":
                 given = ids if ids is not None else dummy_tokens(self.model, *states.shape).cpu()
                 source.paths = self._self_check.paths(given, mask, wanted, lambda layer, row: states.layer(layer)[row])
                 source.chunks = record_chunks(self.model, given, mask, wanted, self.settings.batch_size)
-            return self._score(source, ids, mask, wanted, None)
+            return self._score(source, ids, mask, wanted, None, memory)
 
     def score_texts(
         self,
@@ -152,13 +157,14 @@ class BasinScorer:
         max_length: int | None = None,
         long_texts: str = "error",
         prepend_bos: bool | None = None,
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int | None = None,
     ) -> BasinScores:
         """Score whole texts layer by layer, without a cache: memory is two layers of states, whatever the depth.
 
         Texts are tokenised as `model.to_tokens` does it (see `basins.corpus.tokenize`). A text longer than the context
-        is an error unless `long_texts` is "truncate" or "split". States beyond `memory_budget` bytes go to a mapped
-        file.
+        is an error unless `long_texts` is "truncate" or "split". States stay on the model's GPU if they fit there; of
+        the host's memory they take `memory_budget` bytes at most (None: as much as the scorer's, or 4 GiB), and beyond
+        that go to a mapped file.
         """
         if isinstance(texts, TokenBatch):
             batch = texts
@@ -181,7 +187,7 @@ class BasinScorer:
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         *,
         layers: int | Iterable[int] | None = None,
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int | None = None,
         tokenization: dict[str, Any] | None = None,
     ) -> BasinScores:
         """`score_texts` of token ids."""
@@ -191,13 +197,15 @@ class BasinScorer:
             raise BasinsError("tokens is None. Pass token ids, one row a sequence; texts go to score_texts().")
         check_room(self.model, ids)
         mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
-        with as_found(self.model):
+        memory = self._memory((ids.shape[0], ids.shape[1]))
+        with as_found(self.model), within(memory.budget):
             rerun = self.settings.method == "rerun"
-            size, budget = self.settings.batch_size, memory_budget
+            size, given = self.settings.batch_size, [memory_budget, self.settings.memory_budget, MEMORY_BUDGET]
+            budget = next(n_bytes for n_bytes in given if n_bytes is not None)
             source = SweepSource(self.model, ids, mask, wanted, self.dtype, size, budget, rerun)
             span = tuple(range(wanted[0], wanted[-1] + 1))
             source.paths = self._self_check.paths(ids, mask, span)
-            return self._score(source, ids, mask, wanted, tokenization)
+            return self._score(source, ids, mask, wanted, tokenization, memory)
 
     def fit(
         self,
@@ -254,6 +262,7 @@ class BasinScorer:
         mask: Int[Tensor, "batch pos"],
         wanted: tuple[int, ...],
         tokenization: dict[str, Any] | None,
+        memory: Memory,
     ) -> BasinScores:
         table = table_of(mask, tokens, self.settings.exclude_first)
         if self._bank is None:
@@ -262,27 +271,19 @@ class BasinScorer:
         if self.settings.neighbors == "same_token" and (table.token is None or bank_table.token is None):
             whose = "the scored cache" if table.token is None else "the fitted bank"
             raise BasinsError(f'neighbors="same_token" needs the token ids of {whose}. Pass tokens=... with the cache.')
-        measured = {}
-        with progress("scoring", len(wanted)) as advance:
-            for layer in wanted:
-                states = source.states(layer)
-                check_finite(states, mask.bool(), layer)
-                bank = self._bank_at(layer, states, table)
-                measured[layer] = measure_transition(self.model, layer, source, table, bank, self.settings)
-                advance(1)
+        measured = measure_layers(self.model, source, mask, table, self._bank, self.settings, wanted, memory)
         about = self._bank.about if self._bank is not None else None
         rerun = self.settings.method == "rerun"
         used = {layer: source.paths[layer] for layer in wanted if rerun}
         settings = provenance(self.model, self.settings, self.dtype, used, about, tokenization)
+        settings["memory_halved_at"] = memory.halved_at
         return assemble(measured, table, mask, tokens, settings, self.model)
 
-    def _bank_at(self, layer: int, states: Float[Tensor, "batch pos d_model"], table: TokenTable) -> Bank:
-        if self._bank is None:
-            return Bank(states.flatten(0, 1), None, table, same=True)
-        fitted = self._bank.states.layer(layer).to(states)
-        check_finite(fitted, self._bank.table.usable.view(fitted.shape[:2]), layer)
-        outputs = self._bank.states.outputs(layer)
-        return Bank(fitted.flatten(0, 1), outputs, self._bank.table, same=False)
+    def _memory(self, shape: tuple[int, int]) -> Memory:
+        memory = Memory.of(self.settings.memory_budget, block_device(self.model, 0))
+        if self.settings.memory_budget is not None:
+            check_given_budget(self.model, shape, self.settings, memory.budget)
+        return memory
 
     def _enough(self, table: TokenTable, needed: int, where: str) -> None:
         usable = int(table.usable.sum())

@@ -21,6 +21,7 @@ from basins.block_calls import BlockCall, CannotRebuild, record_calls
 from basins.block_parts import has_known_parts
 from basins.core import check_causal
 from basins.lens import block_device, block_dtype, hook_fingerprint
+from basins.memory import is_out_of_memory
 from basins.patching import patch_block, restart_layers
 from basins.precision import matmul_precision
 from basins.rerun import Replay
@@ -142,6 +143,8 @@ def _check_layer(
             error = disagreement(attempt(), right, before)
         # What a block raises when it is called in a way that it was not made for; anything else is for the user.
         except (CannotRebuild, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as reason:
+            if is_out_of_memory(reason):
+                raise
             refused[path] = f"{type(reason).__name__}: {reason}"
             continue
         if error <= 1:

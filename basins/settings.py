@@ -39,6 +39,7 @@ class ScorerSettings:
     dtype: str | None = None
     precision: str = "float32"
     batch_size: int | None = None
+    memory_budget: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,6 +51,8 @@ class ScorerSettings:
         whole("seed", self.seed, 0, "it seeds every random choice.")
         if self.batch_size is not None:
             whole("batch_size", self.batch_size, 1, "it counts sequences; None plans it from memory.")
+        if self.memory_budget is not None:
+            whole("memory_budget", self.memory_budget, 1, "it counts bytes for temporaries; None plans it from memory.")
         for name in ("normalize", "include_self"):
             if not isinstance(getattr(self, name), bool):
                 raise BasinsError(f"{name}={getattr(self, name)!r} is not an option. Possible: True, False.")
@@ -76,8 +79,9 @@ class ScorerSettings:
         # NumPy and torch scalars are welcome, and recorded as the plain numbers that they are.
         for name, plain in (("k", int), ("exclude_first", int), ("seed", int), ("shrink", float), ("eps", float)):
             object.__setattr__(self, name, plain(getattr(self, name)))
-        if self.batch_size is not None:
-            object.__setattr__(self, "batch_size", int(self.batch_size))
+        for name in ("batch_size", "memory_budget"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(getattr(self, name)))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

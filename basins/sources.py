@@ -14,14 +14,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basins.activations import CacheStates, StateStore
-from basins.block_calls import BlockCall, record_calls
+from basins.activations import CacheStates
+from basins.block_calls import BlockCall, CannotRebuild
 from basins.lens import block_device, block_dtype, enter_layer, has_hooks
+from basins.memory import fitted
 from basins.progress import progress
 from basins.rerun import LEAST_ROWS, ROWS_PER_POS, run_context
 from basins.selfcheck import CheckedPath
+from basins.shared_calls import CallRecorder
+from basins.state_store import StateStore
 
 FLOATS_PER_CALL = {"cpu": 2**24, "cuda": 2**29}
+# For each: attention scores and their softmax, or what a layer reads and what it writes.
+CALL_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,20 @@ class Chunk:
     length: int
     attention_mask: Int[Tensor, "batch pos"]
     calls: dict[int, BlockCall]
+
+    def halves(self) -> list[Chunk]:
+        """Two chunks of half as many sequences; itself where it is a single one or its calls cannot be taken apart."""
+        n = len(self.attention_mask)
+        middle = n // 2
+        found = []
+        try:
+            for rows in (slice(0, middle), slice(middle, n)) if middle else ():
+                calls = {layer: call.of_rows(rows) for layer, call in self.calls.items()}
+                place = slice(self.rows.start + rows.start, self.rows.start + rows.stop)
+                found.append(Chunk(place, self.length, self.attention_mask[rows], calls))
+        except CannotRebuild:
+            return [self]
+        return found or [self]
 
 
 @runtime_checkable
@@ -56,6 +75,12 @@ def compute_device(model: Any, layer: int) -> torch.device:
     """Where distances and variances are computed: with the block, but never on MPS, which has no float64."""
     device = block_device(model, layer)
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def one_device(model: Any, layers: tuple[int, ...]) -> torch.device:
+    """Where all these layers' states are computed; the host, where a model is spread over several devices."""
+    devices = {compute_device(model, layer) for layer in range(layers[0], layers[-1] + 1)}
+    return devices.pop() if len(devices) == 1 else torch.device("cpu")
 
 
 @dataclass
@@ -102,14 +127,15 @@ class SweepSource:
         rerun: bool,
     ) -> None:
         self.model, self.layers, self.dtype, self.rerun = model, layers, dtype, rerun
-        self.store = StateStore(tokens.shape[0], tokens.shape[1], int(model.cfg.d_model), dtype, 2, budget)
+        batch, pos = tokens.shape
+        self.store = StateStore(batch, pos, int(model.cfg.d_model), dtype, 2, budget, one_device(model, layers))
         self.paths: dict[int, CheckedPath] = {}
         self.at = layers[0]
         first = self.store.create(self.at)
 
         def embedded(rows: slice, states: dict[int, Tensor]) -> None:
             value = states[self.at]
-            first[rows, : value.shape[1]] = value.to("cpu", dtype)
+            first[rows, : value.shape[1]] = value.to(first)
 
         span = range(layers[0], layers[-1] + 1)
         self.chunks = record_chunks(model, tokens, attention_mask, span, batch_size, (self.at,), embedded)
@@ -118,9 +144,10 @@ class SweepSource:
         while self.at < layer:
             if self.at + 1 not in self.store.tensors:
                 self._run_context(self.at)
+            # Before the layer counts as reached: `start_over` computes it anew.
+            self._enter(self.at + 1)
             self.store.drop(self.at)
             self.at += 1
-            self._enter(self.at)
         return self.store.layer(layer).to(compute_device(self.model, layer))
 
     def outputs(self, layer: int) -> Float[Tensor, "batch pos d_model"] | None:
@@ -142,7 +169,7 @@ class SweepSource:
         device, dtype = block_device(self.model, layer), block_dtype(self.model, layer)
         for chunk in self.chunks:
             context = states[chunk.rows, : chunk.length].to(device, dtype)
-            states[chunk.rows, : chunk.length] = enter_layer(self.model, layer, context).to("cpu", self.dtype)
+            states[chunk.rows, : chunk.length] = enter_layer(self.model, layer, context).to(states)
 
     def _run_context(self, layer: int) -> None:
         states, after = self.store.layer(layer), self.store.create(layer + 1)
@@ -151,19 +178,29 @@ class SweepSource:
         for chunk in self.chunks:
             context = states[chunk.rows, : chunk.length].to(device, dtype)
             result = run_context(self.model, path, chunk.calls[layer], context, chunk.attention_mask)
-            after[chunk.rows, : chunk.length] = result.to("cpu", self.dtype)
+            after[chunk.rows, : chunk.length] = result.to(after)
+
+
+def start_over(source: Source) -> None:
+    """After a failure: forget what there is of the next layer, and re-run half as many sequences together."""
+    if isinstance(source, SweepSource):
+        source.store.drop(source.at + 1)
+    source.chunks = [half for chunk in source.chunks for half in chunk.halves()]
 
 
 def plan_batch(model: Any, length: int) -> int:
     """Sequences that are re-run together, so that attention scores and activations of one call fit."""
     n_heads = getattr(model.cfg, "n_heads", None) or 8
-    d_model = int(model.cfg.d_model)
+    return sequences_per_call(n_heads, int(model.cfg.d_model), length, block_device(model, 0).type)
+
+
+def sequences_per_call(n_heads: int, d_model: int, length: int, device_type: str) -> int:
     rows = length + max(LEAST_ROWS, ROWS_PER_POS * length)
     floats = n_heads * rows * rows + 16 * d_model * rows
-    return max(1, FLOATS_PER_CALL.get(block_device(model, 0).type, 2**24) // floats)
+    return max(1, fitted(FLOATS_PER_CALL.get(device_type, 2**24), CALL_BYTES) // floats)
 
 
-def _even(total: int, most: int) -> int:
+def even(total: int, most: int) -> int:
     """The size of as few parts as `most` allows, none of them a small rest."""
     return -(-total // -(-total // most)) if total else most
 
@@ -177,17 +214,17 @@ def record_chunks(
     keep_states: tuple[int, ...] = (),
     on_states: Callable[[slice, dict[int, Tensor]], None] | None = None,
 ) -> list[Chunk]:
-    """Split the sequences into chunks and record how the model calls its blocks for each."""
+    """Split the sequences into chunks and find out how the model calls its blocks for each."""
     place = torch.arange(1, attention_mask.shape[1] + 1)
     ends = (attention_mask * place).amax(1)
-    size = batch_size or _even(len(tokens), plan_batch(model, int(ends.max())))
-    chunks = []
+    size = batch_size or even(len(tokens), plan_batch(model, int(ends.max())))
+    chunks, recorder = [], CallRecorder(model, layers)
     with progress("recording block calls", len(tokens)) as advance:
         for start in range(0, len(tokens), size):
             rows = slice(start, min(start + size, len(tokens)))
             length = int(ends[rows].max())
             mask = attention_mask[rows, :length]
-            calls, states = record_calls(model, tokens[rows, :length], mask, layers, keep_states)
+            calls, states = recorder.record(tokens[rows, :length], mask, keep_states)
             if on_states is not None:
                 on_states(rows, states)
             chunks.append(Chunk(rows, length, mask, calls))

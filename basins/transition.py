@@ -10,18 +10,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from basins.activations import check_finite
+from basins.core import Ahead
 from basins.distinct import count_distinct
 from basins.errors import BasinsError
 from basins.lens import block_device, block_dtype
+from basins.memory import fitted
+from basins.neighbor_variances import neighbor_variances
 from basins.neighbors import Neighbors, TokenTable, find_neighbors
 from basins.rerun import Replay, project_ahead
-from basins.scores import variance
 from basins.selfcheck import disagreement
 from basins.settings import ScorerSettings
 from basins.sources import Chunk, Source
 
 # Floats of the neighbours of one piece: on a CPU they stay in its cache.
 PATCH_FLOATS = {"cpu": 2**20, "cuda": 2**25}
+# For each: the neighbour, its output, query, key and value, and the differences that variances are taken of.
+PATCH_BYTES = 40
 # The context rows of a re-run must be the model's own next layer. A cache may come from another batch shape or kernel,
 # so this allows more than the self-check does; a wrong mask or another model is off by far more.
 NEXT_LAYER_TOLERANCE = 30.0
@@ -90,15 +94,7 @@ def measure_transition(
 
 
 def patch_floats(device: torch.device) -> int:
-    return PATCH_FLOATS.get(device.type, PATCH_FLOATS["cpu"])
-
-
-def _variances(
-    before: Float[Tensor, "*token k d_model"], after: Float[Tensor, "*token k d_model"], normalize: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    if normalize:
-        before, after = (x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) for x in (before, after))
-    return variance(before), variance(after), variance(after - before)
+    return fitted(PATCH_FLOATS.get(device.type, PATCH_FLOATS["cpu"]), PATCH_BYTES)
 
 
 def _look_up_all(
@@ -110,10 +106,10 @@ def _look_up_all(
     """Variances of the neighbours' cached outputs, each in its own context. No block is run."""
     found = {name: states.new_full((len(ids),), float("nan")) for name in ("var_in", "var_out", "var_update")}
     scored = (ids[:, 0] >= 0).nonzero()[:, 0]
-    for some in scored.split(max(1, patch_floats(states.device) // (settings.k * states.shape[1]))):
-        values = _variances(states[ids[some]], outputs[ids[some]], settings.normalize)
-        for name, value in zip(found, values, strict=True):
-            found[name][some] = value
+    some = ids[scored]
+    values = neighbor_variances(states, outputs, settings.k, some, some, settings.normalize, states.dtype)
+    for name, value in zip(found, values, strict=True):
+        found[name][scored] = value
     return found
 
 
@@ -170,14 +166,14 @@ def rerun_variances(
             outputs = replay.outputs(
                 pushed.flatten(1, 2),
                 at.to(device).repeat_interleave(settings.k, 1),
-                None if ahead is None else ahead[found_ids.flatten(1).to(device)],
+                None if ahead is None else Ahead(ahead, found_ids.flatten(1).to(device)),
                 last,
             )
-            pushed, outputs = pushed.to(states), outputs.view(pushed.shape).to(states)
-            values = _variances(pushed, outputs, settings.normalize)
+            before, after = (some.flatten(end_dim=-2).to(states.device) for some in (pushed, outputs))
+            values = neighbor_variances(before, after, settings.k, normalize=settings.normalize, dtype=states.dtype)
             rows = torch.arange(batch, device=at.device)[chunk.rows][:, None].expand_as(at)
             for name, value in zip(found, values, strict=True):
-                found[name][rows, torch.where(real, at, pos)] = value
+                found[name][rows, torch.where(real, at, pos)] = value.view(at.shape)
         next_states[chunk.rows, : chunk.length] = replay.next_states().to(next_states)
         if known is not None:
             check_next_layer(chunk, layer, context, next_states, known, dtype)

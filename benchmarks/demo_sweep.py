@@ -47,7 +47,7 @@ STAGES = {
     ("selfcheck.py", "paths"): "self-check",
     ("rerun.py", "run_context"): "next layers",
     ("distinct.py", "count_distinct"): "counting distinct states",
-    ("transition.py", "_variances"): "variances",
+    ("neighbor_variances.py", "neighbor_variances"): "variances",
 }
 
 

@@ -23,9 +23,12 @@ COLUMNS = [
 VERSIONED = ("torch", "triton", "faiss-gpu", "faiss-cpu", "scikit-learn", "numpy")
 
 
-def timed(run: Callable[[], Any], repeats: int, device: torch.device) -> tuple[dict[str, Any], Any]:
-    """Percentiles of `repeats` runs after one that is not counted (compilation, caches), and the last run's result."""
-    result = run()
+def timed(run: Callable[[], Any], repeats: int, device: torch.device, warm: bool = True) -> tuple[dict[str, Any], Any]:
+    """Percentiles of `repeats` runs after one that is not counted (compilation, caches), and the last run's result.
+
+    `warm` False: all are counted. The row's `all_seconds` are for the caller; the CSV has no column for them.
+    """
+    result = run() if warm else None
     seconds = []
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -37,7 +40,9 @@ def timed(run: Callable[[], Any], repeats: int, device: torch.device) -> tuple[d
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     quantiles = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
-    row = dict(zip(("seconds_p20", "seconds_p50", "seconds_p80"), quantiles.tolist()), repeats=repeats)
+    row = dict(
+        zip(("seconds_p20", "seconds_p50", "seconds_p80"), quantiles.tolist()), repeats=repeats, all_seconds=seconds
+    )
     if device.type == "cuda":
         row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return row, result
@@ -50,7 +55,7 @@ def append(rows: list[dict[str, Any]], path: Path, commit: str | None = None) ->
     about = {"versions": versions(), "commit": commit, "date": date.today().isoformat()}
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         if new:
             writer.writeheader()
         for row in rows:

@@ -19,7 +19,7 @@ import basins
 from basins import BasinScorer, core
 from basins.block_calls import CannotRebuild, record_calls
 from basins.block_parts import block_parts, has_known_parts
-from basins.core import context_of, project, push
+from basins.core import Ahead, context_of, project, push
 from basins.lens import as_found, n_layers
 from basins.rerun import Replay, packed_replay, project_ahead
 
@@ -63,7 +63,7 @@ def test_what_is_projected_ahead_is_what_the_patches_project(name):
         assert ahead is not None
         replay = Replay(model, "core", calls[1], states[1], mask)
         own = replay.outputs(bank[ids], positions)
-        assert relative_error(replay.outputs(bank[ids], positions, ahead[ids]), own) < 1e-6
+        assert relative_error(replay.outputs(bank[ids], positions, Ahead(ahead, ids)), own) < 1e-6
         assert project_ahead(model, 1, "packed", bank, len(bank), "float32") is None
         assert project_ahead(model, 1, "core", bank, len(bank) - 1, "float32") is None
 
@@ -76,10 +76,13 @@ def test_pieces_do_not_matter(name, monkeypatch):
         _, patches, positions = patches_and_positions(mask, states[1])
         parts = block_parts(model, 1)
         context = context_of(parts, calls[1], states[1])
-        whole = push(parts, context, patches, positions, project(parts, patches))
+        projected = project(parts, patches.flatten(0, 1))
+        ids = torch.arange(patches.shape[:2].numel()).view(patches.shape[:2])
+        whole = push(parts, context, patches, positions, Ahead(projected, ids))
         for floats in (1, 2 * 8 * 32, 3 * 8 * 32, 10 * 8 * 32):
             monkeypatch.setattr(core, "FLOATS_PER_PIECE", {"cpu": floats})
             assert relative_error(push(parts, context, patches, positions), whole) < 1e-6
+            assert relative_error(push(parts, context, patches, positions, Ahead(projected, ids)), whole) < 1e-6
         nothing = push(parts, context, patches[:, :0], positions[:, :0])
         assert nothing.shape == patches[:, :0].shape
 
@@ -172,6 +175,6 @@ def test_core_leaves_the_model_as_found(name, untouched):
 
 
 def test_chunks_are_of_one_size_without_a_small_rest():
-    from basins.sources import _even
+    from basins.sources import even
 
-    assert [_even(256, 82), _even(10, 3), _even(6, 3), _even(1, 5), _even(0, 5)] == [64, 3, 3, 1, 5]
+    assert [even(256, 82), even(10, 3), even(6, 3), even(1, 5), even(0, 5)] == [64, 3, 3, 1, 5]

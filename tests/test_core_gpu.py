@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from test_core import CORES, relative_error
@@ -66,8 +68,10 @@ def test_core_is_packed_replay(name, padding):
 )
 def test_errors_of_the_precisions(precision, least, most, tf32):
     """Whatever the user's own TF32 switch says, which is as it was afterwards."""
-    model, tokens = basins.load_model(tiny_hf_model("gpt2"), device="cuda"), some_tokens()
-    exact_model = basins.load_model(tiny_hf_model("gpt2", dtype=torch.float64), device="cuda")
+    hf_model, tokens = tiny_hf_model("gpt2"), some_tokens()
+    # The same weights: drawn in float64 they may be others.
+    exact_model = basins.load_model(copy.deepcopy(hf_model).double(), device="cuda")
+    model = basins.load_model(hf_model, device="cuda")
     exact = BasinScorer(exact_model, k=4).score_tokens(tokens)
     found = torch.backends.cuda.matmul.allow_tf32
     try:

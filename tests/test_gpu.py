@@ -11,6 +11,7 @@ import basins
 from basins import BasinScorer
 from basins.neighbors import find_neighbors, table_of
 from basins.settings import ScorerSettings
+from basins.state_store import StateStore
 
 pytestmark = pytest.mark.gpu
 
@@ -77,3 +78,24 @@ def test_neighbours_on_the_gpu_are_exact_whatever_the_matmul_precision(tf32):
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert torch.equal(found.ids.cpu(), expected.ids)
+
+
+def test_states_stay_on_the_gpu_while_they_fit_and_scores_do_not_depend_on_it(texts, monkeypatch):
+    model, kept = basins.load_model("pocket", device="cuda"), []
+    create = StateStore.create
+
+    def seen(store, layer):
+        states = create(store, layer)
+        kept.append(states.device.type)
+        return states
+
+    monkeypatch.setattr(StateStore, "create", seen)
+    there = BasinScorer(model).score_texts(texts)
+    assert set(kept) == {"cuda"}
+    kept.clear()
+    monkeypatch.setattr("basins.state_store.free_memory", lambda device: 0)
+    away = BasinScorer(model).score_texts(texts)
+    assert set(kept) == {"cpu"}
+    assert torch.equal(there.neighbor_ids, away.neighbor_ids)
+    for name in ("raw", "relative", "update"):
+        close(getattr(there, name), getattr(away, name), 1e-5)

@@ -15,20 +15,22 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 
 # Data flows one way: a file imports only from rows above its own. A folder is one name: its files share its row.
 ROWS = [
-    ["errors", "settings", "progress", "folders", "precision", "quotes"],
+    ["errors", "settings", "progress", "folders", "precision", "quotes", "memory"],
     [
-        *["lens", "block_calls", "models", "wrap", "gguf_files", "load_errors", "corpus", "texts"],
+        *["lens", "block_calls", "shared_calls", "models", "shapes", "wrap", "gguf_files", "load_errors", "corpus"],
+        "texts",
         # Words with tags, and the model's tokens that they come in.
         *["words", "conllu", "nltk_words", "tagged_texts", "alignment", "hub_rows", "named_texts"],
     ],
     [
-        *["activations", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
+        *["activations", "state_store", "neighbors", "indexes", "half_search", "half_kernels", "distinct"],
         *["rerun", "hooked_transformer", "patching", "selfcheck", "core", "block_parts"],
-        *["patched_attention", "patched_kernels"],
+        *["patched_attention", "patched_kernels", "neighbor_variances", "variance_kernels"],
     ],
     ["scores", "attributed", "fitted_bank"],
     [
-        *["scorer", "transition", "sources", "results", "attribution", "stats"],
+        *["jobs", "costs", "moments", "operations", "planning"],
+        *["scorer", "layer_loop", "transition", "sources", "results", "attribution", "stats"],
         *["passes", "targets", "attention_importance", "gradient_importance", "integrated_gradients", "ablation"],
         *["path_points"],
         # What a model predicts, and what experiments ask of it.
@@ -61,7 +63,15 @@ ROWS = [
         "robustness_view",
     ],
     ["report", "cluster", "console", "demo", "doctor", "studies"],
-    ["cli", "experiment_commands", "layers_command", "linguistic_command", "robustness_command", "study_command"],
+    [
+        "cli",
+        "plan_command",
+        "experiment_commands",
+        "layers_command",
+        "linguistic_command",
+        "robustness_command",
+        "study_command",
+    ],
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 
@@ -69,8 +79,15 @@ ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 WITHIN_A_ROW = {
     ("settings", "errors"),
     ("folders", "errors"),
+    ("memory", "errors"),
     ("block_calls", "lens"),
+    ("shared_calls", "block_calls"),
     ("models", "gguf_files"),
+    ("shapes", "gguf_files"),
+    ("shapes", "lens"),
+    ("shapes", "load_errors"),
+    ("shapes", "models"),
+    ("shapes", "wrap"),
     ("models", "load_errors"),
     ("models", "wrap"),
     ("gguf_files", "load_errors"),
@@ -89,6 +106,7 @@ WITHIN_A_ROW = {
     ("tagged_texts", "words"),
     ("alignment", "corpus"),
     ("alignment", "words"),
+    ("activations", "state_store"),
     ("neighbors", "indexes"),
     ("neighbors", "half_search"),
     ("indexes", "half_search"),
@@ -101,6 +119,7 @@ WITHIN_A_ROW = {
     ("core", "block_parts"),
     ("core", "patched_attention"),
     ("patched_attention", "patched_kernels"),
+    ("neighbor_variances", "variance_kernels"),
     ("rerun", "block_parts"),
     ("rerun", "core"),
     ("rerun", "hooked_transformer"),
@@ -157,7 +176,21 @@ WITHIN_A_ROW = {
     ("scorer", "attribution"),
     ("scorer", "results"),
     ("scorer", "sources"),
-    ("scorer", "transition"),
+    ("scorer", "layer_loop"),
+    ("scorer", "moments"),
+    ("costs", "jobs"),
+    ("jobs", "sources"),
+    ("jobs", "transition"),
+    ("moments", "costs"),
+    ("moments", "jobs"),
+    ("operations", "jobs"),
+    ("planning", "costs"),
+    ("planning", "jobs"),
+    ("planning", "moments"),
+    ("planning", "operations"),
+    ("planning", "scorer"),
+    ("layer_loop", "sources"),
+    ("layer_loop", "transition"),
     ("nulls", "pushing"),
     ("token_nulls", "nulls"),
     ("token_nulls", "pushing"),
@@ -165,6 +198,8 @@ WITHIN_A_ROW = {
     ("cli", "linguistic_command"),
     ("linguistic_command", "experiment_commands"),
     ("cli", "study_command"),
+    ("cli", "plan_command"),
+    ("plan_command", "experiment_commands"),
     ("study_command", "experiment_commands"),
     ("cli", "layers_command"),
     ("layers_command", "experiment_commands"),
@@ -190,7 +225,7 @@ WITHIN_A_ROW = {
 }
 
 # The shipped models import nothing of basins but its errors, and only these use them.
-POCKET_USERS = {"models", "corpus", "named_texts", "tagged_texts", "demo", "doctor", "cli", "experiments"}
+POCKET_USERS = {"models", "shapes", "corpus", "named_texts", "tagged_texts", "demo", "doctor", "cli", "experiments"}
 
 HEAVY = ["faiss", "matplotlib", "circuitsvis", "datasets", "nltk", "ray", "sklearn", "scipy", "statsmodels", "wandb"]
 HEAVY.append("rapidfuzz")

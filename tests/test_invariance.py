@@ -13,7 +13,7 @@ from test_scorer import PADDINGS, RULES, VARIANCES, cached, tokens_and_mask
 from tiny_models import ARCHITECTURES
 
 from basins import BasinScorer, BasinScores, TokenBatch
-from basins.activations import StateStore
+from basins.state_store import StateStore
 
 NUMBERS = ("values", "relative", "update", *VARIANCES, "neighbor_distances", "same_token_share")
 TEXTS = ["Call me Ishmael. Some years ago", "It was the best of times, it was the worst", "Call me, some years"]

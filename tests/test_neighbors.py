@@ -181,3 +181,12 @@ def test_a_query_without_any_bank_state_is_left_alone():
     found = search(normal(3, 1, 5), np.ones((1, 5), int), ids, neighbors="same_token")
     assert bool((found.ids[4] == -1).all())
     assert bool((found.ids[:4] >= 0).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index", EXACT_INDEXES)
+def test_a_search_changes_no_state(index, dtype):
+    states = normal(3, 4, 5).astype(dtype)
+    before, ones = states.copy(), np.ones(states.shape[:2], int)
+    search(states, ones, ones, index=index)
+    assert np.array_equal(states, before)

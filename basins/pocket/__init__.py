@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from basins.errors import choose
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 FILES = Path(__file__).parent / "files"
 SEPARATOR = "<|endoftext|>"
@@ -81,12 +81,25 @@ def demo_tags() -> list[Tags]:
 def load(name: str) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """The transformers model (float32, CPU, eval mode) and tokenizer behind "pocket" or "pocket-mini"."""
     from safetensors.torch import load_file
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
     name = choose("name", name, NAMES)
     tokenizer = load_tokenizer()
+    model = GPT2LMHeadModel(config(name, tokenizer))
+    missing, unexpected = model.load_state_dict(load_file(FILES / f"{name}.safetensors"), strict=False)
+    if set(missing) - {"lm_head.weight"} or unexpected:  # lm_head shares the embedding's weight and is not stored
+        raise RuntimeError(f"{name}.safetensors does not fit the model: missing {missing}, unexpected {unexpected}")
+    model.name_or_path = name
+    return model.eval(), tokenizer
+
+
+def config(name: str, tokenizer: PreTrainedTokenizerFast | None = None) -> GPT2Config:
+    """The configuration of "pocket" or "pocket-mini"; no weights are read."""
+    from transformers import GPT2Config
+
+    tokenizer = tokenizer or load_tokenizer()
     separator: Any = tokenizer.convert_tokens_to_ids(SEPARATOR)
-    config = GPT2Config(
+    return GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=CONTEXT,
         resid_pdrop=0.0,
@@ -95,14 +108,8 @@ def load(name: str) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         bos_token_id=separator,
         eos_token_id=separator,
         architectures=["GPT2LMHeadModel"],
-        **SHAPES[name],
+        **SHAPES[choose("name", name, NAMES)],
     )
-    model = GPT2LMHeadModel(config)
-    missing, unexpected = model.load_state_dict(load_file(FILES / f"{name}.safetensors"), strict=False)
-    if set(missing) - {"lm_head.weight"} or unexpected:  # lm_head shares the embedding's weight and is not stored
-        raise RuntimeError(f"{name}.safetensors does not fit the model: missing {missing}, unexpected {unexpected}")
-    model.name_or_path = name
-    return model.eval(), tokenizer
 
 
 def load_tokenizer() -> PreTrainedTokenizerFast:
