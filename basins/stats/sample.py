@@ -15,6 +15,7 @@ from numpy import ndarray
 from basins.errors import BasinsError, MissingExtra
 from basins.stats.result import NO_INTERVAL, Statistic
 
+LEAST_RESAMPLES = 100
 MIN_CLUSTERS = 5  # a spread over fewer resampled sequences is not worth printing
 
 
@@ -38,9 +39,6 @@ def array(name: str, values: Any) -> ndarray:
     if found.dtype.kind not in "bifuU":
         raise BasinsError(f"{name} holds {found.dtype}; numbers, booleans or labels are possible.")
     return found
-
-
-LEAST_RESAMPLES = 100
 
 
 @dataclass(frozen=True)
