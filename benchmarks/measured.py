@@ -26,9 +26,9 @@ VERSIONED = ("torch", "triton", "faiss-gpu", "faiss-cpu", "scikit-learn", "numpy
 def timed(run: Callable[[], Any], repeats: int, device: torch.device, warm: bool = True) -> tuple[dict[str, Any], Any]:
     """Percentiles of `repeats` runs after one that is not counted (compilation, caches), and the last run's result.
 
-    `warm` False: all are counted. The row's `all_seconds` are for the caller; the CSV has no column for them.
+    The row's `all_seconds` are for the caller; the CSV has no column for them.
     """
-    result = run() if warm else None
+    result = run()
     seconds = []
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--most-tokens", type=int, default=2**20)
     parser.add_argument("--most-loop-tokens", type=int, default=2**14)
     parser.add_argument("--large", type=int, default=2**16)
-    parser.add_argument("--tokens-at", type=int, default=2**14)
+    parser.add_argument("--tokens-at", type=int, default=2**14, help="while another quantity changes")
     parser.add_argument("--ks", type=int, nargs="+", default=[4, 8, 15, 30, 60])
     parser.add_argument("--d-models", type=int, nargs="+", default=[256, 512, 768, 1024, 2048])
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -83,8 +83,8 @@ def main() -> None:
         return lambda: basins.BasinScorer(model, k=k, precision=args.precision).score_tokens(tokens_of(n))
 
     def measure(axis: str, quantity: int, name: str, run: Callable[[], Any], about: dict[str, Any]) -> None:
-        repeats = args.repeats if about["tokens"] < args.large else 1
-        row, _ = timed(run, repeats, device, warm=repeats > 1)
+        # Each after a run that does not count: kernels are compiled anew for some sizes.
+        row, _ = timed(run, args.repeats, device)
         row |= {"name": f"scaling over {axis}", "implementation": name, "dtype": args.precision} | about
         row |= {"device": device_name(device), "queries": about["tokens"] * about["depth"]}
         row["note"] = f"{axis} {quantity}, {row.pop('depth')} blocks"
@@ -96,7 +96,6 @@ def main() -> None:
 
     base = {"tokens": args.tokens_at, "k": args.k, "d_model": args.d_model, "depth": args.depth}
     model = model_of(args.depth, args.d_model)
-    sweep(model, 6144, args.k)()  # compilation
     if "tokens" not in args.without:
         n = args.least_tokens
         while n <= args.most_tokens:
