@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -11,8 +11,9 @@ from rich.text import Text
 from basins.console import number_table, open_console, pair_table
 from basins.errors import BasinsError
 from basins.experiment_commands import Debug, K, Layers, Model, parse_numbers
-from basins.memory import in_words
-from basins.planning import Plan
+
+if TYPE_CHECKING:
+    from basins.planning import Plan
 
 MemoryBudget = Annotated[str | None, typer.Option(help="For temporaries, and for states in memory: 500MB, 8GiB, ...")]
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -72,6 +73,8 @@ def parse_bytes(option: str, text: str | None) -> int | None:
 
 
 def _show(made: Plan) -> None:
+    from basins.memory import in_words
+
     console = open_console()
     shape, on_cpu = made.shape, made.device.startswith("cpu")
     about = [
