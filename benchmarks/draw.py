@@ -41,9 +41,24 @@ def lines(axes: Axes, rows: list[Row]) -> None:
         by_name.setdefault(row["implementation"], []).append((quantity, float(row["seconds_p50"])))
     for name, points in by_name.items():
         axes.loglog(*zip(*sorted(points), strict=True), "o-", label=name)
+    measured = sorted({quantity for points in by_name.values() for quantity, _ in points})
+    # At what was measured: a logarithmic axis of less than a decade has labels that lie over each other.
+    axes.set_xticks(measured, [short(quantity) for quantity in measured])
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20) if low <= tick <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xlabel(rows[0]["name"].removeprefix("scaling over "))
     axes.set_ylabel("seconds")
     axes.legend()
+
+
+def short(quantity: float) -> str:
+    """1048576 -> "1M", 65536 -> "64k"; others as they are."""
+    for letter, size in (("M", 2**20), ("k", 2**10)):
+        if quantity >= size and quantity % size == 0:
+            return f"{quantity / size:.0f}{letter}"
+    return f"{quantity:g}"
 
 
 def main() -> None:
