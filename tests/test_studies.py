@@ -113,6 +113,21 @@ def test_wrong_names_are_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_tags_that_cannot_be_had_are_refused_before_anything_runs(tmp_path, pocket_mini, monkeypatch):
+    def no_tagger(*args, **kwargs):
+        raise BasinsError("NLTK's data package 'punkt_tab' is missing")
+
+    def never(*args, **kwargs):
+        raise AssertionError("an hour's work, thrown away")
+
+    monkeypatch.setattr("basins.studies.parts.read_tagged", no_tagger)
+    monkeypatch.setattr(experiments, "importance", never)
+    settings = QUICK | {"parts": ["importance", "linguistic"], "texts": ["Some text."] * 8}
+    with pytest.raises(BasinsError, match="punkt_tab"):
+        basins.study(pocket_mini, out=tmp_path / "s", **settings)
+    assert not (tmp_path / "s").exists()
+
+
 FEW = {"n_resamples": 100, "n_permutations": 100}
 SMALL = {
     "importance": FEW | {"methods": ["attention_value", "gradient"], "null_rows": 12, "weight_draws": 2},
