@@ -61,7 +61,9 @@ def study_table() -> str:
             continue
         interval = f"{number(row['r'])} [{number(row['low'])}, {number(row['high'])}]"
         layer = "-" if pd.isna(row["layer"]) else int(row["layer"])
-        nulls = row["nulls_that_show_it"].replace("; ", ", ") or row["null"]
+        nulls = row["nulls_that_show_it"].replace("; ", ", ") or {"does not show it": "none"}.get(
+            row["null"], row["null"]
+        )
         rows.append([row["part"], row["name"], row["grade"], layer, interval, row["second_model"], nulls])
     return markdown(["part", "hypothesis", "grade", "layer", "r", "second model", "nulls that show it"], rows)
 

@@ -38,7 +38,7 @@ def overall(table: Any) -> tuple[str, str]:
     if len(real):
         few = f" Moderate or better, and no null shows it: {_listed(moderate)}; the rules ask for {SEVERAL}."
         untested = f" Moderate or better, but without a null of its own: {_listed(unproven)}."
-        said = f"{len(real)} of {len(counted)} hypotheses survive correction."
+        said = f"{len(real)} of {len(counted)} hypotheses survive correction and no null is known to show them."
         return "exploratory", said + (few if len(moderate) else "") + (untested if len(unproven) else "") + taken
     if len(survivors):
         return "weak", (
