@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from basins import kernel_trial
 from basins.memory import fitted
 
 # A depth that the kernel's tiles divide.
@@ -237,18 +238,14 @@ def has_kernels(device: torch.device) -> bool:
 
 @cache
 def refusal(device: torch.device) -> str | None:
-    """Why the kernels do not run on this device: tried once, against the functions above, on small examples."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return "no CUDA device"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "compute capability below 8.0"
-    try:
+    """Why the kernels do not run on this device: tried once, against the functions above."""
+
+    def agree() -> bool:
         from basins import half_kernels
 
-        agree = all(_agree(half_kernels, device, *sizes) for sizes in ((300, 128, 3, 1), (200, 32, 4, 2)))
-    except Exception as error:  # whatever a compiler may raise: the float32 search needs none
-        return f"{type(error).__name__}: {error}"
-    return None if agree else "the kernels disagree with the reference"
+        return all(_agree(half_kernels, device, *sizes) for sizes in ((300, 128, 3, 1), (200, 32, 4, 2)))
+
+    return kernel_trial.refusal(device, (8, 0), agree)
 
 
 def _agree(kernels: Any, device: torch.device, n: int, group: int, keep: int, rule: int) -> bool:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from basins.kernel_trial import refusal
+
 # Floats of the neighbours of one piece: on a CPU they stay in its cache.
 FLOATS_AT_ONCE = {"cpu": 2**17, "cuda": 2**25}
 # The k states of a part are held in registers.
@@ -99,15 +101,9 @@ def has_kernel(device: torch.device) -> bool:
 
 @cache
 def kernel_refusal(index: int | None) -> str | None:
-    """Why a CUDA device takes the pieces, found out once by compiling the kernel and comparing; None: it does not."""
+    """Why a CUDA device takes the pieces, found out once; None: it does not."""
     device = torch.device("cuda" if index is None else f"cuda:{index}")
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (7, 0):
-        return "no CUDA device of compute capability 7.0"
-    try:
-        agree = kernel_agrees(device)
-    except Exception as error:  # whatever a compiler may raise: the pieces need none
-        return f"{type(error).__name__}: {error}"
-    return None if agree else "the kernel disagrees with the pieces"
+    return refusal(device, (7, 0), lambda: kernel_agrees(device))
 
 
 def kernel_agrees(device: torch.device) -> bool:

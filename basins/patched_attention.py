@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from basins import kernel_trial
 from basins.precision import tf32_is_on
 
 # Wider heads do not fit the registers in float32.
@@ -91,15 +92,9 @@ def has_kernel(device: torch.device) -> bool:
 
 @cache
 def kernel_refusal(index: int | None) -> str | None:
-    """Why a CUDA device takes the steps, found out once by compiling the kernel and comparing; None: it does not."""
+    """Why a CUDA device takes the steps, found out once; None: it does not."""
     device = torch.device("cuda" if index is None else f"cuda:{index}")
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "compute capability below 8.0"
-    try:
-        agree = kernel_agrees(device)
-    except Exception as error:  # whatever a compiler may raise: the steps need none
-        return f"{type(error).__name__}: {error}"
-    return None if agree else "the kernel disagrees with the steps"
+    return kernel_trial.refusal(device, (8, 0), lambda: kernel_agrees(device))
 
 
 def kernel_agrees(device: torch.device) -> bool:

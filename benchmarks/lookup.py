@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from end_to_end import gpt2, same_neighbors
+from end_to_end import same_neighbors
 from measured import CSV, append, device_name, timed
 from neighbors import states_of
+from random_gpt2 import gpt2
 from torch import Tensor
 
 import basins

@@ -32,6 +32,7 @@ from unittest import mock
 
 import torch
 from measured import CSV, append, device_name, timed
+from random_gpt2 import gpt2
 from torch import Tensor
 
 import basins
@@ -65,25 +66,6 @@ class OneLayer:
 
     def outputs(self, layer: int) -> None:
         return None
-
-
-def gpt2_small(n_layers: int, d_model: int) -> Any:
-    """Random weights under which every part of the block matters: matrices that keep a vector's size."""
-    import transformers
-
-    config = transformers.GPT2Config(
-        vocab_size=1000, n_positions=1024, n_layer=n_layers, n_embd=d_model, n_head=d_model // 64
-    )
-    config.architectures = ["GPT2LMHeadModel"]
-    torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2:
-                weight.normal_(0, 1 if "wte" in name or "wpe" in name else weight.shape[0] ** -0.5)
-            else:
-                weight.add_(0.1 * torch.randn_like(weight))
-    return model
 
 
 def floor(rows: int, d_model: int, precision: str, device: torch.device) -> Callable[[], None]:
@@ -125,7 +107,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=CSV)
     args = parser.parse_args()
     device = torch.device(args.device)
-    hf_model = gpt2_small(LAYER + 1, args.d_model)
+    hf_model = gpt2(LAYER + 1, args.d_model, vocabulary=1000)
     in_float64 = copy.deepcopy(hf_model)
     model = basins.load_model(hf_model, device=device)
     tokens = torch.randint(1000, (args.sequences, args.pos), generator=torch.Generator().manual_seed(0))

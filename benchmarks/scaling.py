@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from end_to_end import gpt2, per_token_loop
+from end_to_end import per_token_loop
 from measured import CSV, append, device_name, timed
+from random_gpt2 import gpt2
 
 import basins
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "basins"
 
 # Data flows one way: a file imports only from rows above its own. A folder is one name: its files share its row.
 ROWS = [
-    ["errors", "settings", "progress", "folders", "precision", "quotes", "memory"],
+    ["errors", "settings", "progress", "folders", "precision", "kernel_trial", "quotes", "memory"],
     [
         *["lens", "block_calls", "shared_calls", "models", "shapes", "wrap", "gguf_files", "load_errors", "corpus"],
         "texts",
