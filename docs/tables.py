@@ -3,9 +3,12 @@
     basins study --model pocket --second-model pocket-mini --out runs/study
     basins experiment memorization --model SmolLM2-135M-Instruct.Q4_1.gguf --layers 4,9,14,19,24,29 \
         --plain en_ewt-ud-test.conllu --out runs/natural
+    basins study --model SmolLM2-135M-Instruct.Q4_1.gguf --input wikitext:test.txt --limit 125 \
+        --layers 0,5,10,15,20,25,29 --out runs/smollm2
     python docs/tables.py --copy runs/study study --copy runs/study/importance importance \
         --copy runs/study/memorization planted --copy runs/study/linguistic linguistic \
-        --copy runs/study/layers layers --copy runs/study/robustness robustness --copy runs/natural natural
+        --copy runs/study/layers layers --copy runs/study/robustness robustness --copy runs/natural natural \
+        --copy runs/smollm2 smollm2
 
 copies the tables into docs/experiments/ and prints them as Markdown; without --copy it prints only.
 """
@@ -53,10 +56,10 @@ def read(run: str, table: str) -> Any:
     return pd.read_parquet(HERE / run / f"{table}.parquet")
 
 
-def study_table() -> str:
+def study_table(run: str = "study") -> str:
     """Everything that the study tested, but for what only describes the scores."""
     rows = []
-    for row in read("study", "hypotheses").to_dict("records"):
+    for row in read(run, "hypotheses").to_dict("records"):
         if row["null"] == "about the scores":
             continue
         interval = f"{number(row['r'])} [{number(row['low'])}, {number(row['high'])}]"
@@ -66,6 +69,10 @@ def study_table() -> str:
         )
         rows.append([row["part"], row["name"], row["grade"], layer, interval, row["second_model"], nulls])
     return markdown(["part", "hypothesis", "grade", "layer", "r", "second model", "nulls that show it"], rows)
+
+
+def smollm2_table() -> str:
+    return study_table("smollm2")
 
 
 def importance_table() -> str:
@@ -194,6 +201,7 @@ def null_table() -> str:
 
 TABLES = (
     study_table,
+    smollm2_table,
     importance_table,
     dose_table,
     response_table,
