@@ -52,7 +52,11 @@ def n_layers(model: Any) -> int:
 
 def check_layers(model: Any, layers: int | Iterable[int] | None) -> tuple[int, ...]:
     """Transitions as sorted numbers 0 .. n_layers - 1; None: all. Negative ones count from the end."""
-    n = n_layers(model)
+    return check_layers_of(n_layers(model), layers)
+
+
+def check_layers_of(n: int, layers: int | Iterable[int] | None) -> tuple[int, ...]:
+    """The same for a model of `n` blocks."""
     if layers is None:
         return tuple(range(n))
     wanted: list[Any] = list(layers) if isinstance(layers, Iterable) else [layers]

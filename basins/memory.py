@@ -72,11 +72,16 @@ def fitted(tuned: int, bytes_each: float, share: float = SHARE) -> int:
 def default_budget(device: torch.device) -> int:
     """Bytes: half of a GPU's free memory; on a CPU half of what is free, and at most 4 GiB."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds in its cache is free for it too.
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int((free + held) * FREE_SHARE)
+        return int(free_on_gpu(device) * FREE_SHARE)
     return int(min(CPU_MOST, available_memory() * FREE_SHARE))
+
+
+def free_on_gpu(device: torch.device) -> int:
+    """Bytes that could still be allocated, what PyTorch holds without using it included; 0 where there is no GPU."""
+    if device.type != "cuda":
+        return 0
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def available_memory() -> int:
@@ -117,30 +122,30 @@ class Memory:
 
         Raises BasinsError where it runs out again: what was asked for, and which settings help.
         """
-        try:
-            with within(self.budget):
-                return measure()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside of the handler: the exception's frames hold the tensors that there was no room for.
-        free_caches()
-        self.budget = self.budget.halved()
-        self.halved_at.append(layer)
-        start_over()
-        try:
-            with within(self.budget):
-                return measure()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            asked = (str(error).strip().partition("\n")[0] or type(error).__name__)[:300]
-            raise BasinsError(
-                f"memory ran out at layer {layer}, and again with half the budget, {in_words(self.budget.n_bytes)} for "
-                f"temporaries. The last request: {asked}. What helps: fewer texts or tokens at a time, a smaller k, a "
-                "smaller max_length, batch_size=1, a smaller memory_budget, the model in bfloat16, or another device. "
-                "`basins plan` says beforehand what a call takes."
-            ) from error
+        for last in (False, True):
+            try:
+                with within(self.budget):
+                    return measure()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if last:
+                    raise self._refused(layer, error) from error
+            # Outside of the handler: the exception's frames hold the tensors that there was no room for.
+            free_caches()
+            self.budget = self.budget.halved()
+            self.halved_at.append(layer)
+            start_over()
+        raise AssertionError("the second attempt returns or raises")
+
+    def _refused(self, layer: int, error: BaseException) -> BasinsError:
+        asked = (str(error).strip().partition("\n")[0] or type(error).__name__)[:300]
+        return BasinsError(
+            f"memory ran out at layer {layer}, and again with half the budget, {in_words(self.budget.n_bytes)} for "
+            f"temporaries. The last request: {asked}. What helps: fewer texts or tokens at a time, a smaller k, a "
+            "smaller max_length, batch_size=1, a smaller memory_budget, the model in bfloat16, or another device. "
+            "`basins plan` says beforehand what a call takes."
+        )
 
 
 def give_back() -> None:

@@ -16,6 +16,7 @@ from basins import costs
 from basins.errors import BasinsError
 from basins.indexes import HALF_FROM, uses_half
 from basins.jobs import Job
+from basins.lens import check_layers_of
 from basins.memory import FREE_SHARE, Budget, default_budget, give_back
 from basins.models import parse_device
 from basins.moments import Moment, check_budget, moments
@@ -113,7 +114,7 @@ def plan(
     place, here = (place, True) if device is None else _device(device)
     if shape.n_ctx and length > shape.n_ctx:
         raise BasinsError(f"length={length} is more than the context of {shape.name}, {shape.n_ctx} tokens.")
-    wanted = _layers(layers, shape.n_layers)
+    wanted = check_layers_of(shape.n_layers, layers)
     to_load = 0 if hasattr(model, "cfg") else shape.weight_bytes
     job = Job(
         shape=shape,
@@ -179,21 +180,13 @@ def _uses_half(settings: ScorerSettings, n: int, device: torch.device, here: boo
     return settings.index == "half" or (settings.index == "auto" and n >= HALF_FROM)
 
 
-def _layers(layers: int | Iterable[int] | None, n: int) -> tuple[int, ...]:
-    if layers is None:
-        return tuple(range(n))
-    wanted = sorted({int(layer) % n for layer in ([layers] if isinstance(layers, int) else layers) if -n <= layer < n})
-    if not wanted:
-        raise BasinsError(f"layers={layers!r} are none of this model's: its blocks are numbered 0 to {n - 1}.")
-    return tuple(wanted)
-
-
 def measured_rate(
     device: torch.device, precision: str = "float32", dtype: torch.dtype = torch.float32
 ) -> tuple[float, str]:
     """Operations a second of a large square product on this device, with its threads, in about 0.2 s."""
     size = RATE_SIZE.get(device.type, 2048)
-    square = torch.ones(size, size, device=device, dtype=dtype)
+    # Random numbers, because a GPU multiplies others faster; of a generator of its own, which nobody else draws from.
+    square = torch.rand(size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
     def finished() -> float:
         if device.type == "cuda":

@@ -66,7 +66,7 @@ class BasinScorer:
             only) or "bfloat16". The model's own states, distances and variances are as without it.
         batch_size: sequences in one forward pass or re-run; None plans it. Results do not depend on it.
         memory_budget: bytes that temporaries may take on the device, beside weights, states and results; None: half of
-            a GPU's free memory, on a CPU at most 4 GiB. Results do not depend on it.
+            what is free there, on a CPU at most 4 GiB. Results do not depend on it.
         seed: for every random choice.
     """
 

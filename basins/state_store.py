@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from basins.errors import BasinsError
+from basins.memory import free_on_gpu
 
 # States larger than this go to a memory-mapped temporary file.
 MEMORY_BUDGET = 4 * 2**30
@@ -41,7 +42,7 @@ class StateStore:
 
     def __post_init__(self) -> None:
         """`device`: where the states are computed."""
-        if self.size > SHARE_OF_GPU * free_memory(self.device):
+        if self.size > SHARE_OF_GPU * free_on_gpu(self.device):
             self.device = HOST
 
     @property
@@ -98,11 +99,3 @@ class StateStore:
 
     def outputs(self, layer: int) -> Float[Tensor, "batch pos d_model"] | None:
         return self.unhooked.get(layer, self.tensors.get(layer + 1))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that could still be allocated on a GPU, what PyTorch holds without using it included; 0 elsewhere."""
-    if device.type != "cuda":
-        return 0
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held

@@ -93,7 +93,7 @@ def test_states_stay_on_the_gpu_while_they_fit_and_scores_do_not_depend_on_it(te
     there = BasinScorer(model).score_texts(texts)
     assert set(kept) == {"cuda"}
     kept.clear()
-    monkeypatch.setattr("basins.state_store.free_memory", lambda device: 0)
+    monkeypatch.setattr("basins.state_store.free_on_gpu", lambda device: 0)
     away = BasinScorer(model).score_texts(texts)
     assert set(kept) == {"cpu"}
     assert torch.equal(there.neighbor_ids, away.neighbor_ids)

@@ -25,7 +25,7 @@ SIZE = N_STORED * 3 * 5 * 8 * 4
     ],
 )
 def test_states_go_where_there_is_room(device, free, budget, where, monkeypatch):
-    monkeypatch.setattr(state_store, "free_memory", lambda asked: free if asked == GPU else 0)
+    monkeypatch.setattr(state_store, "free_on_gpu", lambda asked: free if asked == GPU else 0)
     store = StateStore(*SHAPE, torch.float32, N_STORED, budget, device)
     assert store.size == SIZE
     assert store.device == (GPU if where == "gpu" else HOST)
@@ -37,5 +37,5 @@ def test_states_go_where_there_is_room(device, free, budget, where, monkeypatch)
 
 
 def test_a_host_has_no_gpu_memory_and_a_model_on_one_device_has_that_one(tiny):
-    assert state_store.free_memory(HOST) == 0
+    assert state_store.free_on_gpu(HOST) == 0
     assert one_device(tiny("gpt2"), (0, 2)) == HOST

@@ -15,6 +15,7 @@ from basins.experiments.primary import PRIMARY, SCORER, in_words
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import Sequences, sequences
 from basins.experiments.token_columns import align, score_frame, token_facts
+from basins.experiments.under_nulls import RANDOM
 from basins.lens import check_layers
 from basins.random_weights import random_weights
 from basins.scorer import BasinScorer
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUESTION = "What do a model's blocks do to neighbourhoods from layer to layer, apart from how dense they are?"
-NULL = "random weights"
 TABLES = ("profile", "correlations", "dimension", "overlap", "shares", "local", "sinks", "trends", "differences")
 
 
@@ -130,7 +130,7 @@ def layers(
             parts[table].append(frame.assign(model=name))
         if number == 0 and null_rows:
             for table, frame in _untrained(one, rows, wanted, analysis, null_rows, statistics, store).items():
-                parts[table].append(frame.assign(model=NULL))
+                parts[table].append(frame.assign(model=RANDOM))
         about[name] = _about(scores[name], rows)
     import pandas as pd
 
@@ -149,7 +149,7 @@ def layers(
         "models": about,
         "versions": versions(),
     }
-    judged = verdicts(whole_tables, list(loaded), NULL)
+    judged = verdicts(whole_tables, list(loaded), RANDOM)
     reading = read_out(whole_tables, judged, settings)
     curve = curves(whole_tables["profile"])
     return Layers(verdicts=judged, **whole_tables, curve=curve, tokens=frames, scores=scores, reading=reading,

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
+from basins.experiments.null_verdicts import NOT_RUN, answer
 from basins.experiments.primary import (
     BY_DENSITY,
     GRADES,
@@ -20,13 +21,14 @@ from basins.experiments.primary import (
     STRONG_R,
     WIDE,
 )
+from basins.experiments.under_nulls import RANDOM
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HYPOTHESES = ("relative score changes with depth", "relative score follows density", "re-run differs from lookup")
 DESCRIPTION = "raw score repeats density"
-AGREES, DIFFERS, NOT_RUN = "agrees", "differs", "not run"
+AGREES, DIFFERS = "agrees", "differs"
 THRESHOLDS = (
     f"strong: |r| > {STRONG_R} with corrected p < {STRONG_P} on both models, in the same direction; moderate: |r| > "
     f"{MODERATE_R} with corrected p < {MODERATE_P}, and not the opposite on the second model; exploratory: corrected p "
@@ -69,7 +71,7 @@ def _judge(name: str, found: dict[str, Any], models: list[str], null: str) -> di
     rows = [row for row in _candidates(name, found, models[0]).to_dict("records") if row["r"] == row["r"]]
     if not rows:
         empty: dict[str, Any] = {"name": name, "grade": "none"} | dict.fromkeys(("layer", "r", "low", "high"), math.nan)
-        return empty | {"p_corrected": math.nan, "second_model": NOT_RUN, "flags": NOISY}
+        return empty | {"p_corrected": math.nan, "second_model": NOT_RUN, "flags": NOISY} | _nulls([], False)
     best = max(rows, key=lambda row: abs(row["r"]))
     verdict: dict[str, Any] = {"name": name, "grade": "none"}
     verdict |= {column: best[column] for column in ("layer", "r", "low", "high")}
@@ -89,9 +91,14 @@ def _judge(name: str, found: dict[str, Any], models: list[str], null: str) -> di
     # Of pairs r says only how often the difference is above 0; how large it is tells models apart.
     size = "mean" if name == HYPOTHESES[2] else "r"
     untrained = [row[size] for row in _candidates(name, found, null).to_dict("records")]
-    if any(value * best[size] > 0 and abs(value) >= abs(best[size]) / 2 for value in untrained):
-        flags.append(IN_NULL)
-    return verdict | {"grade": _grade(verdict, flags, second), "flags": "; ".join(flags)}
+    shows = any(value * best[size] > 0 and abs(value) >= abs(best[size]) / 2 for value in untrained)
+    flags += [IN_NULL] if shows else []
+    return verdict | {"grade": _grade(verdict, flags, second), "flags": "; ".join(flags)} | _nulls(untrained, shows)
+
+
+def _nulls(untrained: list[float], shows: bool) -> dict[str, str]:
+    """What the only null here, random weights, said."""
+    return {"nulls": answer(shows, True) if untrained else NOT_RUN, "nulls_that_show_it": RANDOM if shows else ""}
 
 
 def _deepest(found: dict[str, Any], model: str) -> int:
@@ -139,7 +146,7 @@ def _describe(found: dict[str, Any], models: list[str], null: str) -> dict[str, 
     row: dict[str, Any] = {"name": DESCRIPTION, "grade": "none"} | dict.fromkeys(
         ("layer", "r", "low", "high", "p_corrected"), math.nan
     )
-    row |= {"second_model": NOT_RUN, "flags": ""}
+    row |= {"second_model": NOT_RUN, "flags": ""} | _nulls([], False)
     here = _raw(found, models[0])
     if not len(here):
         return row
@@ -150,9 +157,9 @@ def _describe(found: dict[str, Any], models: list[str], null: str) -> dict[str, 
         other = _raw(found, models[1])["rho"].median()
         row["second_model"] = AGREES if other * middle["rho"] > 0 and abs(other) > MODERATE_R else DIFFERS
     untrained = _raw(found, null)
-    if len(untrained) and abs(untrained["rho"].median()) >= abs(middle["rho"]) / 2:
-        flags.append(IN_NULL)
-    return row | {"flags": "; ".join(flags)}
+    shows = bool(len(untrained)) and bool(abs(untrained["rho"].median()) >= abs(middle["rho"]) / 2)
+    flags += [IN_NULL] if shows else []
+    return row | {"flags": "; ".join(flags)} | _nulls(list(untrained["rho"]) if len(untrained) else [], shows)
 
 
 def curves(profile: pd.DataFrame) -> pd.DataFrame:

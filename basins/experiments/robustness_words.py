@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
-from basins.experiments.null_verdicts import RULE, SHARE, capped, shown
+from basins.experiments.null_verdicts import RULE, SHARE, answer, capped, shown
 from basins.experiments.primary import (
     BY_DENSITY,
     BY_PLACE,
@@ -66,21 +66,22 @@ def verdict(
     settings = where(varied, kind="setting")
     settings = settings[settings["effect"].notna()]
     kept = sum(shown(other, effect) for other in settings.to_dict("records"))
-    answer = _answer(row, second, 0.0, MODERATE_P)
+    replicated = _answer(row, second, 0.0, MODERATE_P)
     same = list(nulls.loc[nulls["shows"], "null"]) if len(nulls) else []
     grade = capped(_grade(row, halves, second), bool(same))
     found = {
         "noise": noise > NOISE,
         "nothing": not row["p_corrected"] < MODERATE_P,
-        "replication": not halves or answer == "differs",
+        "replication": not halves or replicated == "differs",
         "place": _explained(effect, removed["frequency and position"]),
         "density": _explained(effect, removed["density"]),
         "null": bool(same),
     }
     said: dict[str, Any] = {"name": name, "grade": grade, "layer": row["layer"], "r": effect}
     said |= {key: row[key] for key in ("low", "high", "p_corrected")}
-    said |= {"second_model": answer, "halves": halves, "settings_that_keep_it": f"{kept} of {len(settings)}"}
-    said |= {"nulls_that_show_it": "; ".join(same), "flags": "; ".join(FLAGS[key] for key in FLAGS if found[key])}
+    said |= {"second_model": replicated, "halves": halves, "settings_that_keep_it": f"{kept} of {len(settings)}"}
+    said |= {"nulls": answer(bool(same), True), "nulls_that_show_it": "; ".join(same)}
+    said |= {"flags": "; ".join(FLAGS[key] for key in FLAGS if found[key])}
     return pd.DataFrame([said])
 
 

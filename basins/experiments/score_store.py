@@ -22,7 +22,7 @@ from basins.scores import BasinScores
 from basins.settings import versions
 
 # These change how a result is computed, not the result.
-WITHOUT_EFFECT = ("batch_size",)
+WITHOUT_EFFECT = ("batch_size", "memory_budget")
 
 
 class ScoreStore:

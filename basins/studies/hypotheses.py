@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
 from basins.experiments.layers_words import DESCRIPTION, HYPOTHESES
-from basins.experiments.null_verdicts import NOT_RUN, SHOWN, answer, capped
+from basins.experiments.null_verdicts import NOT_RUN, SHOWN, capped
 from basins.experiments.primary import (
     BY_DENSITY,
     BY_PLACE,
@@ -21,7 +21,6 @@ from basins.experiments.primary import (
     PRIMARY,
     WIDE,
 )
-from basins.experiments.under_nulls import RANDOM
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +72,7 @@ def _rows(part: PartResult) -> list[dict[str, Any]]:
     elif part.part.name == "memorization":
         found = [_memorization(row) for row in judged.to_dict("records")]
     else:
-        no_nulls = part.manifest.get("null_rows") == 0
-        found = [_given(row, no_nulls) for row in judged.to_dict("records")]
+        found = [_given(row) for row in judged.to_dict("records")]
     rows = [{"part": part.part.name} | row for row in found]
     return sorted(rows, key=lambda row: GRADES.index(row["grade"]))
 
@@ -119,18 +117,11 @@ def _memorization(row: dict[str, Any]) -> dict[str, Any]:
     return found | {"flags": _joined([*flags, *_null_flag(found)])}
 
 
-def _given(row: dict[str, Any], no_nulls: bool) -> dict[str, Any]:
-    found = _numbers(row, "r") | {name: row[name] for name in ("name", "grade", "second_model")}
+def _given(row: dict[str, Any]) -> dict[str, Any]:
+    found = _numbers(row, "r") | {name: row[name] for name in ("name", "grade", "second_model")} | _nulls(row)
     own = [flag for flag in str(row.get("flags") or "").split("; ") if flag]
     if row["name"] in DESCRIBED:
         found |= {"null": ABOUT, "nulls_that_show_it": ""}
-    elif "nulls" in row:
-        found |= _nulls(row)
-    elif no_nulls:
-        found |= {"null": NOT_RUN, "nulls_that_show_it": ""}
-    else:
-        names = str(row.get("nulls_that_show_it") or (RANDOM if IN_NULL in own else ""))
-        found |= {"null": answer(bool(names), True), "nulls_that_show_it": names}
     if row["name"] == DESCRIPTION:  # it has no test
         return found | {"flags": ""}
     return found | {"flags": _joined([*own, *flags_of(found)])}
