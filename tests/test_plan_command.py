@@ -98,7 +98,7 @@ def test_a_budget_lowers_the_peak():
         (["--tokens", 0], "n_tokens=0 is too small"),
         (["--tokens", 100, "--length", 500], "length=500 is more than the context of pocket, 128 tokens"),
         (["--tokens", 100, "--k", 1], "k=1 is too small"),
-        (["--tokens", 100, "--layers", "99"], "none of this model's"),
+        (["--tokens", 100, "--layers", "0,99"], "layer=99 is out of range"),
         (["--tokens", 100, "--memory-budget", "lots"], "is no amount of memory"),
         (["--tokens", 4096, "--memory-budget", "1KB"], "too small: the temporaries of 4,096 tokens"),
         (["--tokens", 100, "--device", "abacus"], "cannot be used on this machine"),
