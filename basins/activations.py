@@ -214,6 +214,6 @@ def embed_all_layers(
             hooks = [(resid_pre(layer), keeper(store.tensors[layer])) for layer in range(n)]
             hooks += [(resid_post(n - 1), keeper(store.tensors[n]))]
             hooks += [(resid_post(layer), keeper(store.unhooked[layer])) for layer in hooked]
-            run(model, tokens[rows, :length], attention_mask[rows, :length], hooks)
+            run(model, tokens[rows, :length], attention_mask[rows, :length], hooks, until=resid_post(n - 1))
             advance(len(tokens[rows]))
     return store

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from basins.lens import input_device, resid_pre, run
+from basins.lens import Enough, input_device, resid_pre, run
 
 CACHE_NAMES = (
     "past_key_values",
@@ -31,10 +30,6 @@ CACHE_NAMES = (
 )
 # Names whose position axis is known, counted from the end; any other tensor must have exactly one axis of that length.
 POSITION_AXIS = {"position_ids": -1, "alibi": -1, "position_embeddings": -2, "shortformer_pos_embed": -2}
-
-
-class _Recorded(Exception):
-    """Nothing more of a pass is needed."""
 
 
 class CannotRebuild(Exception):
@@ -184,7 +179,7 @@ def record_calls(
             clean_kwargs = {name: kept(name, value) for name, value in kwargs.items()}
             calls[layer] = BlockCall(layer, clean_args, clean_kwargs, tuple(names), batch, pos)
             if layer == last_call > last_state:
-                raise _Recorded
+                raise Enough
 
         return record
 
@@ -192,7 +187,7 @@ def record_calls(
         def keep(point: Any, inputs: Any, output: Tensor) -> None:
             states[layer] = output.detach()
             if layer == last_state >= last_call:
-                raise _Recorded
+                raise Enough
 
         return keep
 
@@ -201,9 +196,7 @@ def record_calls(
             handles.append(model.blocks[layer].register_forward_pre_hook(recorder(layer), with_kwargs=True))
         for layer in keep_states:
             handles.append(model.hook_dict[resid_pre(layer)].register_forward_hook(keeper(layer)))
-        # Not by `stop_at_layer`: it has no name for the end of the blocks, and logits can be larger than all else.
-        with suppress(_Recorded):
-            run(model, tokens, attention_mask, [])
+        run(model, tokens, attention_mask, [])
     finally:
         for handle in handles:
             handle.remove()

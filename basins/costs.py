@@ -58,23 +58,11 @@ def recording(job: Job) -> Tensors:
     return {"a block's activations": blocks_alone(job, job.sequences_at_once)}
 
 
-def forward_pass(job: Job, sequences: int) -> Tensors:
-    """The model as it is, at its widest: the logits, or one block's attention or MLP (GPT-2's GELU in steps).
-
-    A CPU's allocator keeps freed blocks under 32 MiB, so there a block's activations are still held beside the logits.
-    """
-    rows, m, block = sequences * job.length, job.shape.dtype_bytes, blocks_alone(job, sequences)
-    logits = rows * m * (job.shape.vocab + job.shape.d_model)
-    if job.on_cpu:
-        return {"logits": logits, "a block's activations": block}
-    return {"logits": logits} if logits > block else {"a block's activations": block}
-
-
 def self_check(job: Job) -> Tensors:
-    """One sequence and its foreign states, every layer's input and output, in one forward pass."""
+    """One sequence and its foreign states, every layer's input and output, in a pass that ends with the last block."""
     one = job.length * job.shape.d_model * job.shape.dtype_bytes
     kept = job.span * one * (1 + 2 * (N_FOREIGN + 1))
-    return {"inputs and outputs of all layers": kept} | forward_pass(job, N_FOREIGN + 1)
+    return {"inputs and outputs of all layers": kept, "a block's activations": blocks_alone(job, N_FOREIGN + 1)}
 
 
 def search(job: Job) -> list[tuple[str, Tensors]]:

@@ -43,9 +43,14 @@ class Job:
         return self.n_scored or self.shape.n_layers
 
     @property
+    def end(self) -> int:
+        """The last layer that is scored."""
+        return self.shape.n_layers - 1 if self.last is None else self.last
+
+    @property
     def span(self) -> int:
         """Layers that the sweep passes through."""
-        return (self.shape.n_layers - 1 if self.last is None else self.last) - self.first + 1
+        return self.end - self.first + 1
 
     @property
     def on_cpu(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -99,22 +99,32 @@ def input_device(model: Any) -> torch.device:
     return parameter.device if parameter is not None else torch.device("cpu")
 
 
+class Enough(Exception):
+    """Raised by a hook when nothing more of a pass is needed."""
+
+
 def run(
     model: Any,
     tokens: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"],
     hooks: list,
-    stop_at_layer: int | None = None,
+    until: str | None = None,
 ) -> None:
-    """One forward pass for its hooks; the mask is always said, because token tensors do not carry it."""
+    """One forward pass for its hooks; it ends at the hook point `until`, or where a hook raises `Enough`.
+
+    Not by `stop_at_layer`: it has no name for the end of the blocks, and the logits after it can be larger than all
+    else. The mask is always said, because token tensors do not carry it.
+    """
+
+    def stop(value: Tensor, hook: Any) -> None:
+        raise Enough
+
     device = input_device(model)
-    model.run_with_hooks(
-        tokens.to(device),
-        fwd_hooks=hooks,
-        return_type=None,
-        stop_at_layer=stop_at_layer,
-        attention_mask=attention_mask.to(device),
-    )
+    hooks = hooks if until is None else [*hooks, (until, stop)]  # last, so behind the others at the same point
+    with suppress(Enough):
+        model.run_with_hooks(
+            tokens.to(device), fwd_hooks=hooks, return_type=None, attention_mask=attention_mask.to(device)
+        )
 
 
 def weight_processing(model: Any) -> str:

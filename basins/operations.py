@@ -18,23 +18,20 @@ def block_operations(job: Job, rows: float) -> float:
     return rows * (2 * job.shape.block_weights + attention)
 
 
-def forward_operations(job: Job, rows: float) -> float:
-    """The whole model, logits included."""
-    return job.shape.n_layers * block_operations(job, rows) + 2 * rows * job.shape.d_model * job.shape.vocab
-
-
 def recording(job: Job) -> float:
-    """A few sequences through all blocks but the last: how they are called; every token up to the first layer."""
+    """A few sequences up to the last layer: how blocks are called; every token up to the first layer."""
     few = min(job.n_sequences, FEW + MORE) * job.length
-    return (job.shape.n_layers - 1) * block_operations(job, few) + job.first * block_operations(job, job.n)
+    return job.end * block_operations(job, few) + job.first * block_operations(job, job.n)
 
 
 def self_check(job: Job) -> float:
-    """One sequence, it again with foreign states, and each block of it re-run."""
+    """One sequence up to the last layer, it again with foreign states and through it, and each block of it re-run."""
     rows = job.length + N_FOREIGN
     again = block_operations(job, job.length) + _projection(job, job.length) + _projection(job, rows)
     again += rows * _patched_row(job, job.length) if job.core else block_operations(job, job.length + rows)
-    return forward_operations(job, job.length * (N_FOREIGN + 2)) + job.span * again
+    passes = job.end * block_operations(job, job.length)
+    passes += (job.end + 1) * block_operations(job, job.length * (N_FOREIGN + 1))
+    return passes + job.span * again
 
 
 def search(job: Job) -> float:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.block_calls import BlockCall, dummy_tokens
-from basins.lens import n_layers, resid_post, resid_pre, run
+from basins.lens import resid_post, resid_pre, run
 
 TOKENS_PER_CALL = 8192
 
@@ -42,9 +42,7 @@ def restart_layers(
     hooks = [(resid_pre(layer), start(layer)) for layer in inputs] + [
         (resid_post(layer), keep(layer)) for layer in inputs
     ]
-    stop = max(inputs) + 1
-    tokens = dummy_tokens(model, *attention_mask.shape)
-    run(model, tokens, attention_mask, hooks, stop_at_layer=stop if stop < n_layers(model) else None)
+    run(model, dummy_tokens(model, *attention_mask.shape), attention_mask, hooks, until=resid_post(max(inputs)))
     return outputs
 
 

@@ -46,7 +46,6 @@ class ModelShape:
     d_head: int
     d_mlp: int
     gated: bool
-    vocab: int
     n_parameters: int
     block_weights: int
     dtype_bytes: int
@@ -89,7 +88,6 @@ def shape_of(model: Any) -> ModelShape:
         d_head=d_head,
         d_mlp=int(cfg.d_mlp or 0),
         gated=bool(getattr(cfg, "gated_mlp", False)),
-        vocab=int(cfg.d_vocab),
         n_parameters=n_stored,
         block_weights=sum(p.numel() for p in model.blocks[0].parameters() if p.ndim > 1),
         dtype_bytes=dtype_bytes,
@@ -160,7 +158,6 @@ def shape_of_config(config: Any, name: str, dtype_bytes: int = 4, model_class: A
         d_head=_get(config, "head_dim") or d_model // n_heads,
         d_mlp=_get(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * d_model,
         gated=any(part.endswith(GATED) for part, _ in block.named_modules()),
-        vocab=_get(config, "vocab_size"),
         n_parameters=sum(parameter.numel() for parameter in empty.parameters()),
         # Experts are stacked in tensors of three axes, and a token goes through some of them.
         block_weights=int(sum(matrix.numel() * (used if matrix.ndim == 3 else 1) for matrix in matrices)),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from basins.activations import check_mask, check_tokens
 from basins.errors import BasinsError
-from basins.lens import as_found, check_layers, resid_pre, run
+from basins.lens import as_found, check_layers, resid_post, resid_pre, run
 from basins.sources import plan_batch
 
 if TYPE_CHECKING:
@@ -60,14 +60,13 @@ def sinks(
     wanted = check_layers(model, layers)
     found = {layer: _Layer() for layer in wanted}
     patterns = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in wanted}
-    stop = wanted[-1] + 1
     even: list[Tensor] = []
     with as_found(model):
         for rows in torch.arange(len(ids)).split(batch_size or plan_batch(model, ids.shape[1])):
             real = mask[rows].bool()
             hooks = [(resid_pre(layer), found[layer].stream(real)) for layer in wanted]
             hooks += [(name, found[layer].pattern(real)) for layer, name in patterns.items() if name in model.hook_dict]
-            run(model, ids[rows], mask[rows], hooks, stop if stop < len(model.blocks) else None)
+            run(model, ids[rows], mask[rows], hooks, until=resid_post(wanted[-1]))
             even.append(1 / real.cumsum(1)[_later(real)].double())
     share = torch.cat(even).mean() if even else torch.tensor(float("nan"))
     return pd.DataFrame([{"layer": layer} | found[layer].row(float(share)) for layer in wanted])

@@ -42,9 +42,8 @@ def state_norms(
 
         return keep
 
-    stop = wanted[-1] + 1
     with as_found(model):
         for rows in torch.arange(len(ids)).split(batch_size or plan_batch(model, ids.shape[1])):
             hooks = [(resid_pre(layer), keeper(place, rows)) for place, layer in enumerate(wanted)]
-            run(model, ids[rows], mask[rows], hooks, stop if stop < len(model.blocks) else None)
+            run(model, ids[rows], mask[rows], hooks, until=resid_pre(wanted[-1]))
     return norms.masked_fill(mask == 0, float("nan"))

@@ -43,6 +43,15 @@ def test_operations_are_those_that_torch_counts(name, method, tiny):
     assert predicted == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
+@pytest.mark.parametrize("layers", [[0], [1], [1, 2], [0, 2]])
+def test_operations_of_some_layers_are_those_that_torch_counts(layers, tiny):
+    model, options = tiny("llama"), {"k": 4, "index": "exact"}
+    with FlopCounterMode(display=False) as counter:
+        BasinScorer(model, **options).score_tokens(tokens_of(8, 24), layers=layers)
+    job = job_of(model, 8, 24, first=layers[0], last=layers[-1], n_scored=len(layers), **options)
+    assert sum(operations(job).values()) == pytest.approx(counter.get_total_flops(), rel=0.06)
+
+
 @pytest.mark.parametrize("stage", ["search", "patched"])
 def test_operations_grow_as_they_must(stage, tiny):
     model = tiny("gpt2")

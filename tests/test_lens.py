@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_model
 
 from basins.errors import BasinsError
-from basins.lens import as_found, check_layers, check_model, fingerprint, hook_fingerprint, weight_processing
+from basins.lens import as_found, check_layers, check_model, fingerprint, hook_fingerprint, run, weight_processing
 
 
 def test_fingerprint_is_of_the_weights():
@@ -43,6 +43,24 @@ def test_modes_of_all_modules_come_back_also_after_an_exception():
     assert {name: module.training for name, module in model.named_modules()} == before
     assert torch.is_grad_enabled()
     model.eval()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
+def test_a_pass_ends_where_it_is_told_to_and_leaves_no_hook(name):
+    model, ids = tiny_model(name), torch.randint(3, 60, (2, 5))
+    model(ids)  # a bridge hooks itself in its first forward pass
+    before, seen, heads = hook_fingerprint(model), [], []
+    early, last = "blocks.1.hook_resid_pre", "blocks.2.hook_resid_post"
+    hooks = [(point, lambda value, hook, point=point: seen.append(point)) for point in (last, early)]
+    handle = model.unembed.register_forward_hook(lambda *args: heads.append(1))
+    run(model, ids, torch.ones_like(ids), hooks, until="blocks.2.hook_resid_pre")
+    assert (seen, heads) == ([early], [])
+    run(model, ids, torch.ones_like(ids), hooks, until=last)
+    assert (seen, heads) == ([early, early, last], [])
+    run(model, ids, torch.ones_like(ids), hooks)
+    assert (seen, heads) == ([early, early, last, early, last], [1])
+    handle.remove()
+    assert hook_fingerprint(model) == before
 
 
 def test_layers_count_from_either_end_once_each():
