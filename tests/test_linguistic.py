@@ -106,7 +106,15 @@ def test_anova_recomputed_from_the_exported_table(written, score):
     terms = [name for name in robust.params.index if name.startswith("C(tag)")]
     wald = robust.f_test(np.array([[float(name == term) for name in robust.params.index] for term in terms]))
     assert row["wald"] == pytest.approx(float(np.squeeze(wald.fvalue)), rel=1e-5)
-    assert row["p"] == pytest.approx(float(wald.pvalue), rel=1e-4, abs=1e-14)
+    assert row["p_wald"] == pytest.approx(float(wald.pvalue), rel=1e-4, abs=1e-14)
+    left, q = row["n_sentences"] - len(terms), len(terms)
+    assert row["p"] == pytest.approx(stats.f.sf(row["wald"] * left / (left + q - 1), q, left), rel=1e-4, abs=1e-14)
+    full, reduced, nothing = model.fit(), smf.ols(f"{score} ~ {ALL}", here).fit(), smf.ols(f"{score} ~ 1", here).fit()
+    plain, density = (smf.ols(f"{score} ~ {given}", here).fit() for given in ("C(tag)", "C(tag) + density"))
+    assert row["partial_epsilon_squared"] == pytest.approx(1 - full.mse_resid / reduced.mse_resid, abs=1e-9)
+    assert row["epsilon_squared"] == pytest.approx(1 - plain.mse_resid / nothing.mse_resid, abs=1e-9)
+    alone = smf.ols(f"{score} ~ density", here).fit()
+    assert row["density_epsilon_squared"] == pytest.approx(1 - density.mse_resid / alone.mse_resid, abs=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:The design matrix is rank-deficient")
@@ -119,7 +127,7 @@ def test_within_tokens_recomputed_with_a_level_for_every_token(written):
     assert row["within_token_n"] == len(here)
     full = smf.ols(f"{PRIMARY} ~ C(tag) + C(token_id) + {ALL}", here).fit()
     reduced = smf.ols(f"{PRIMARY} ~ C(token_id) + {ALL}", here).fit()
-    assert row["within_token"] == pytest.approx((reduced.ssr - full.ssr) / reduced.ssr, abs=1e-7)
+    assert row["within_token"] == pytest.approx(1 - full.mse_resid / reduced.mse_resid, abs=1e-7)
 
 
 def test_means_and_their_intervals_recomputed(written):

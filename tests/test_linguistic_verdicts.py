@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("statsmodels.api")
 
-from basins.experiments.linguistic_regression import dummies, partial_eta_interval, regress, within
+from basins.experiments.linguistic_regression import LEAST_CLUSTERS, dummies, partial_eta_interval, regress, within
 from basins.experiments.linguistic_tables import FUNCTION, HYPOTHESES, NOUN, TAGS, contrasts, corrected, tag_tests
 from basins.experiments.linguistic_words import effects, verdicts
 from basins.experiments.primary import PRIMARY
@@ -127,6 +127,32 @@ def test_what_cannot_be_fitted_has_a_reason():
     assert "explain the score wholly" in regress(y, label, {"same": y}, clusters).reason
     constant = regress(y, label, {"constant": np.ones(len(y))}, clusters)
     assert constant.p == pytest.approx(regress(y, label, {}, clusters).p)
+
+
+def test_few_sentences_are_too_few_for_many_tags():
+    frame = made(1, 1)
+    y, tags, clusters = frame["relative"].to_numpy(), dummies(frame["tag"].to_numpy()), frame["cluster"].to_numpy()
+    few = np.isin(clusters, np.unique(clusters)[: LEAST_CLUSTERS + 1])
+    assert "too few" in regress(y[few], tags[few], {}, clusters[few]).reason
+    assert regress(y[few], tags[few, :1], {}, clusters[few]).p <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_sentences", [20, 40])
+def test_many_tags_in_few_sentences_hold_their_rate_and_explain_nothing(n_sentences):
+    """200 texts with random tags: p is below 0.05 in about one of twenty, Wald's own far more often; epsilon is about 0."""
+    rng, found = np.random.default_rng(0), []
+    shares = [0.25, 0.2, 0.12, 0.1, 0.08, 0.07, 0.05, 0.04, 0.04, 0.03, 0.02]
+    clusters = np.repeat(np.arange(n_sentences), 20)
+    for _ in range(200):
+        y = rng.normal(size=len(clusters)) + 0.5 * rng.normal(size=n_sentences)[clusters]
+        tags = dummies(rng.choice([f"{i:02}" for i in range(11)], len(y), p=shares))
+        fit = regress(y, tags, {f"c{i}": rng.normal(size=len(y)) for i in range(6)}, clusters)
+        found.append((fit.p, fit.p_wald, fit.epsilon, fit.partial))
+    p, p_wald, epsilon, partial = np.array(found).T
+    assert (p < 0.05).mean() < 0.11
+    assert (p_wald < 0.05).mean() > 0.15
+    assert abs(epsilon.mean()) < 0.005 < partial.mean()
 
 
 def test_within_a_group_nothing_is_left_of_the_group():

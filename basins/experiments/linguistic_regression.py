@@ -23,19 +23,25 @@ LEAST_CLUSTERS = 10
 class Fit:
     """Ordinary least squares of a score on the tested columns and the confounds.
 
-    `p`: Wald's test that all tested columns have coefficient 0, errors clustered (Liang and Zeger 1986, with
-    statsmodels' correction for few clusters), F with `clusters - 1` degrees. `partial`: the share of what the confounds
-    leave that the tested columns explain (partial eta squared). `coefficient` and `error`: of the only tested column,
-    in nats; NaN where there are several.
+    `wald`, `p_wald`: Wald's test that all q tested columns have coefficient 0, errors clustered (Liang and Zeger 1986,
+    with statsmodels' correction for few clusters), F with q and `clusters - 1` degrees. With several columns that finds
+    too much unless there are many more clusters than columns: `p` is of wald (clusters - q) / (clusters - 1) with q and
+    `clusters - q` degrees, Hotelling's T squared (see Pustejovsky and Tipton 2018), the same where q is 1.
+
+    `partial`: the share of what the confounds leave that the tested columns explain (partial eta squared), which is
+    above 0 also where they explain nothing; `epsilon`: the same from mean squares, about 0 there (epsilon squared,
+    Kelley 1935). `coefficient` and `error`: of the only tested column, in nats; NaN where there are several.
     """
 
     n_tokens: int
     n_clusters: int
     coefficient: float = math.nan
     error: float = math.nan
-    statistic: float = math.nan
+    wald: float = math.nan
+    p_wald: float = math.nan
     p: float = math.nan
     partial: float = math.nan
+    epsilon: float = math.nan
     reason: str = ""
 
 
@@ -44,35 +50,45 @@ def regress(
     tested: Float[ndarray, "token tested"],
     confounds: Mapping[str, Float[ndarray, "token"]],
     clusters: Int[ndarray, "token"],
+    absorbed: int = 0,
 ) -> Fit:
-    """The fit, by statsmodels. Confounds that are constant are left out."""
+    """The fit, by statsmodels. Confounds that are constant are left out.
+
+    `absorbed`: means that were subtracted from the columns before, which use up degrees of freedom (see `within`).
+    """
     try:
         import statsmodels.api as sm
     except ImportError:
         raise MissingExtra("statsmodels", "experiments") from None
-    n, groups = len(y), np.unique(clusters)
+    from scipy import stats
+
+    n, groups, several = len(y), np.unique(clusters), tested.shape[1]
     kept = [column for column in map(np.asarray, confounds.values()) if np.ptp(column) > 0]
     given = [np.ones(n), *((column - column.mean()) / column.std() for column in kept)]
     design = np.column_stack([tested, *given])
-    if len(groups) < LEAST_CLUSTERS or n <= 2 * design.shape[1]:
+    # As many beyond the tested columns as a single one has at the least.
+    if len(groups) - several < LEAST_CLUSTERS - 1 or n - absorbed <= 2 * design.shape[1]:
         reason = f"{n} tokens in {len(groups)} sentences are too few for {design.shape[1]} coefficients"
         return Fit(n, len(groups), reason=reason)
-    if np.linalg.matrix_rank(design) < np.linalg.matrix_rank(np.column_stack(given)) + tested.shape[1]:
+    if np.linalg.matrix_rank(design) < np.linalg.matrix_rank(np.column_stack(given)) + several:
         return Fit(n, len(groups), reason="the confounds explain the tags wholly")
     full: Any = sm.OLS(y, design).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
     reduced: Any = sm.OLS(y, np.column_stack(given)).fit()
     if not reduced.ssr > 1e-12 * float(((y - y.mean()) ** 2).sum()):
         return Fit(n, len(groups), reason="the confounds explain the score wholly")
-    several = tested.shape[1] > 1
-    wald = full.f_test(np.eye(tested.shape[1], design.shape[1]))
+    test = full.f_test(np.eye(several, design.shape[1]))
+    wald, left = float(np.squeeze(test.fvalue)), len(groups) - several
+    degrees = (reduced.df_resid - absorbed) / (full.df_resid - absorbed)
     return Fit(
         n,
         len(groups),
-        math.nan if several else float(full.params[0]),
-        math.nan if several else float(full.bse[0]),
-        float(np.squeeze(wald.fvalue)) if several else float(full.tvalues[0]),
-        float(np.squeeze(wald.pvalue)),
-        float((reduced.ssr - full.ssr) / reduced.ssr),
+        coefficient=math.nan if several > 1 else float(full.params[0]),
+        error=math.nan if several > 1 else float(full.bse[0]),
+        wald=wald,
+        p_wald=float(np.squeeze(test.pvalue)),
+        p=float(stats.f.sf(wald * left / (len(groups) - 1), several, left)),
+        partial=float((reduced.ssr - full.ssr) / reduced.ssr),
+        epsilon=float(1 - full.ssr / reduced.ssr * degrees),
     )
 
 

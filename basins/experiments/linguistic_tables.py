@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 FUNCTION, NOUN, TAGS = "function vs content words", "noun vs verb", "tags at all"
 HYPOTHESES = (FUNCTION, NOUN, TAGS)
+OF_TAGS = (
+    *("eta_squared", "eta_low", "eta_high", "epsilon_squared", "f", "p_f", "p_permuted", "rank_eta_squared", "h"),
+    *("p_h", "p_h_permuted", "partial_eta_squared", "partial_low", "partial_high", "wald", "p_wald", "p"),
+    *("p_corrected", "partial_epsilon_squared", "density_epsilon_squared"),
+    *("within_token", "within_token_p", "within_token_n"),
+)
+OF_CONTRASTS = (
+    *("mean_one", "mean_other", "same_token_one", "same_token_other", "d", "r_plain", "p_plain", "r_density", "r"),
+    *("low", "high", "difference", "error", "t", "p", "p_corrected"),
+)
 ROUGH = 100  # resamples of what is secondary
 
 
@@ -82,10 +92,12 @@ def tag_tests(
     """One row a layer and score: do tags differ at all?
 
     `eta_squared` and `rank_eta_squared`: one-way ANOVA and Kruskal-Wallis without confounds, F, H and their p as if
-    tokens were independent, and p with tags permuted within sentences. `partial_eta_squared`, `p`: what tags explain
-    beyond the confounds, and Wald's test with errors clustered by sentence. `within_token`: the same within each token
-    id, that is among occurrences of one token with different tags: what no list of tokens could say. `scores`: only
-    these; None: all.
+    tokens were independent, and p with tags permuted within sentences. `partial_eta_squared` and its interval,
+    `wald`, `p_wald`, `p`: what tags explain beyond the confounds, and its test with errors clustered by sentence (see
+    `Fit`; p is the one that holds with few sentences). `epsilon_squared`, `density_epsilon_squared`,
+    `partial_epsilon_squared`: what is explained without confounds, beyond density, beyond all, less what as many tags
+    would by chance. `within_token` (epsilon squared, too): within each token id, that is among occurrences of one token
+    with different tags: what no list of tokens could say. `scores`: only these; None: all.
     """
     import pandas as pd
 
@@ -100,7 +112,8 @@ def tag_tests(
             row: dict[str, Any] = {"layer": layer, "score": score, "primary": score == PRIMARY}
             row |= {"n_tokens": len(y), "n_sentences": len(np.unique(clusters)), "n_tags": len(np.unique(tags))}
             if row["n_tags"] < 2:
-                rows.append(row | {"reason": "there are not two tags with enough tokens"})
+                nothing = dict.fromkeys(OF_TAGS, math.nan)
+                rows.append(row | nothing | {"reason": "there are not two tags with enough tokens"})
                 continue
             options: dict[str, Any] = {"clusters": clusters, "n_resamples": rough, "seed": seed}
             row |= _plain(anova(y, tags, **options), kruskal(y, tags, **options), row)
@@ -109,9 +122,10 @@ def tag_tests(
             fit = regress(y, columns, given, clusters)
             _, low, high = partial_eta_interval(y, columns, given, clusters, rough, seed)
             row |= {"partial_eta_squared": fit.partial, "partial_low": low, "partial_high": high}
-            row |= {"wald": fit.statistic, "p": fit.p, "p_corrected": math.nan}
+            row |= {"wald": fit.wald, "p_wald": fit.p_wald, "p": fit.p, "p_corrected": math.nan}
+            row |= {"partial_epsilon_squared": fit.epsilon}
             density = {"density": given["density"]} if "density" in given else {}
-            row["density_eta_squared"] = regress(y, columns, density, clusters).partial if density else math.nan
+            row["density_epsilon_squared"] = regress(y, columns, density, clusters).epsilon if density else math.nan
             row |= _within_token(y, columns, given, here["token_id"].to_numpy(), clusters)
             rows.append(row | {"reason": fit.reason})
     return pd.DataFrame(rows)
@@ -124,6 +138,7 @@ def _plain(of_values: Statistic, of_ranks: Statistic, row: dict[str, Any]) -> di
     f = (eta / (groups - 1)) / ((1 - eta) / (n - groups)) if n > groups else math.nan
     h = rank * (n - 1)
     found = {"eta_squared": eta, "eta_low": of_values.interval[0], "eta_high": of_values.interval[1]}
+    found |= {"epsilon_squared": 1 - (1 - eta) * (n - 1) / (n - groups) if n > groups else math.nan}
     found |= {"f": f, "p_f": float(stats.f.sf(f, groups - 1, n - groups)), "p_permuted": of_values.p}
     found |= {"rank_eta_squared": rank, "h": h, "p_h": float(stats.chi2.sf(h, groups - 1))}
     return found | {"p_h_permuted": of_ranks.p}
@@ -142,8 +157,8 @@ def _within_token(y: ndarray, columns: ndarray, given: dict[str, ndarray], ids: 
     basis = np.linalg.svd(left, full_matrices=False)[0][:, :rank]
     confounds = {name: within(value[several], ids) for name, value in given.items()}
     confounds = {name: value for name, value in confounds.items() if np.abs(value).max() > 1e-9}
-    fit = regress(within(y[several], ids), basis, confounds, clusters)
-    return none | {"within_token": fit.partial, "within_token_p": fit.p}
+    fit = regress(within(y[several], ids), basis, confounds, clusters, absorbed=len(np.unique(ids)) - 1)
+    return none | {"within_token": fit.epsilon, "within_token_p": fit.p}
 
 
 def contrasts(
@@ -179,11 +194,8 @@ def _contrast(here: Any, label: ndarray, score: str, n_resamples: int, seed: int
     found |= {"n_sentences": len(np.unique(clusters))}
     share = here["same_token_share"].to_numpy() if "same_token_share" in here else np.full(len(y), math.nan)
     if min(found["n_one"], found["n_other"]) < LEAST:
-        return found | {
-            "p": math.nan,
-            "p_corrected": math.nan,
-            "reason": f"a kind of words has fewer than {LEAST} tokens",
-        }
+        nothing = dict.fromkeys(OF_CONTRASTS, math.nan)
+        return found | nothing | {"reason": f"a kind of words has fewer than {LEAST} tokens"}
     found |= {"mean_one": float(y[one].mean()), "mean_other": float(y[~one].mean())}
     found |= {"same_token_one": float(share[one].mean()), "same_token_other": float(share[~one].mean())}
     given = {name: here[name].to_numpy(np.float64) for name in confounds_of(score)}
@@ -198,7 +210,7 @@ def _contrast(here: Any, label: ndarray, score: str, n_resamples: int, seed: int
     found |= {
         "difference": fit.coefficient,
         "error": fit.error,
-        "t": fit.statistic,
+        "t": fit.coefficient / fit.error,
         "p": fit.p,
         "p_corrected": math.nan,
     }

@@ -31,8 +31,8 @@ THRESHOLDS = (
     f"relative depth; moderate: |r| > {MODERATE_R} with corrected p < {MODERATE_P} on the first model; exploratory: "
     f"corrected p < {MODERATE_P} but smaller; none: nothing survives correction. r is the correlation of the relative "
     "re-run score with the kind of word that is left when density before the block, token frequency, position, word "
-    "length and number of pieces are removed (for tags at all: the root of partial eta squared, which has no "
-    "direction); p: errors clustered by sentence, Holm over layers and hypotheses. "
+    "length and number of pieces are removed (for tags at all: the root of partial epsilon squared, which "
+    "has no direction); p: errors clustered by sentence, Holm over layers and hypotheses. "
     f"{SAMPLE_RULE}"
 )
 COLUMNS = (
@@ -61,13 +61,15 @@ def effects(tags: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
         "high",
         "p",
     ]
+    # The interval of eta squared, brought to epsilon squared as its estimate is.
+    unexplained = (1 - tags["partial_epsilon_squared"]) / (1 - tags["partial_eta_squared"])
     root = tags.assign(
         name=TAGS,
-        r_plain=tags["eta_squared"].clip(lower=0) ** 0.5,
-        r_density=tags["density_eta_squared"].clip(lower=0) ** 0.5,
-        r=tags["partial_eta_squared"].clip(lower=0) ** 0.5,
-        low=tags["partial_low"].clip(lower=0) ** 0.5,
-        high=tags["partial_high"].clip(lower=0) ** 0.5,
+        r_plain=tags["epsilon_squared"].clip(lower=0) ** 0.5,
+        r_density=tags["density_epsilon_squared"].clip(lower=0) ** 0.5,
+        r=tags["partial_epsilon_squared"].clip(lower=0) ** 0.5,
+        low=(1 - (1 - tags["partial_low"]) * unexplained).clip(lower=0) ** 0.5,
+        high=(1 - (1 - tags["partial_high"]) * unexplained).clip(lower=0) ** 0.5,
     )
     columns.append("p_corrected")
     both = [pairs.reindex(columns=pd.Index(columns)), root.reindex(columns=pd.Index(columns))]
@@ -257,6 +259,6 @@ def _within(found: dict[str, Any], model: str) -> str:
     best = rows.loc[rows["within_token"].idxmax()]
     return (
         f"Among {int(best['within_token_n']):,} occurrences of tokens that come with several tags, the tag explains at "
-        f"most {best['within_token']:.1%} of what is left within a token (layer {int(best['layer'])}, p = "
+        f"most {max(0.0, best['within_token']):.1%} of what is left within a token (layer {int(best['layer'])}, p = "
         f"{best['within_token_p']:.2g}, not corrected)."
     )
