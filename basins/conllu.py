@@ -89,7 +89,9 @@ def _sentence(block: list[str], where: str, counts: Counter[str]) -> _Sentence:
             raise BasinsError(
                 f"{where}{' '.join(row)!r:.60} has {len(row)} fields; CoNLL-U has {FIELDS}, with tabs between."
             )
-    surface = [*_surface(rows, counts)]
+    surface = [*_surface(rows, counts, where)]
+    if not surface:
+        raise BasinsError(f"{where}a sentence has no word with characters, only empty nodes (ids such as 8.1).")
     spelt = "".join(form + (" " if space else "") for form, _, _, space in surface).rstrip()
     text = comments.get("text", spelt)
     spans: list[tuple[int, int]] = []
@@ -110,7 +112,15 @@ def _comment(line: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _surface(rows: list[list[str]], counts: Counter[str]) -> Iterator[tuple[str, list[str], list[str], bool]]:
+def _id(number: str, where: str) -> int:
+    if not number.isdecimal():
+        raise BasinsError(f"{where}a word has the id {number!r}. CoNLL-U has 8, or 8-9 for several words, or 8.1.")
+    return int(number)
+
+
+def _surface(
+    rows: list[list[str]], counts: Counter[str], where: str
+) -> Iterator[tuple[str, list[str], list[str], bool]]:
     """(form, its words, their tags, space after) of each token that has characters."""
     inside = 0
     for place_, row in enumerate(rows):
@@ -119,7 +129,7 @@ def _surface(rows: list[list[str]], counts: Counter[str]) -> Iterator[tuple[str,
         if "." in number:
             counts["empty_nodes"] += 1
         elif "-" in number:
-            inside = int(number.partition("-")[2])
+            inside = _id(number.partition("-")[2], where)
             words = [other for other in rows[place_ + 1 :] if other[0].isdigit() and int(other[0]) <= inside]
             forms, tags = [word[1] for word in words], [word[3] for word in words]
             if "".join(forms) == form:
@@ -127,5 +137,5 @@ def _surface(rows: list[list[str]], counts: Counter[str]) -> Iterator[tuple[str,
             else:
                 counts["fused_words"] += 1
                 yield form, [form], ["+".join(dict.fromkeys(tags))], space
-        elif int(number) > inside:
+        elif _id(number, where) > inside:
             yield form, [form], [upos], space

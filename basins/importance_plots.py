@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from basins.experiments.frames import where
-from basins.experiments.importance_measures import SIGNED
+from basins.experiments.importance_measures import SIGNED, size_of
 from basins.experiments.primary import PRIMARY
 from basins.null_plots import with_null_plot
 from basins.plots import (
@@ -165,7 +165,7 @@ def _tokens(found: Importance, method: str) -> tuple[int | None, np.ndarray, np.
     layer = _layer(found, method)
     frame = found.tokens[next(iter(found.tokens))]
     kept = where(frame, layer=layer, used=True).dropna(subset=[method])
-    values = kept[method].abs() if method in SIGNED else kept[method]
+    values = size_of(method, kept[method])
     return layer, 100 * values.rank(pct=True).to_numpy(), kept[PRIMARY].to_numpy()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from basins.experiments.frames import where
-from basins.experiments.importance_measures import SIGNED
+from basins.experiments.importance_measures import size_of
 from basins.experiments.primary import PRIMARY
 from basins.pairs_view import SEQUENCES, page, ranks_as_colour, side_by_side
 from basins.tokens_view import FULL_COLOR
@@ -38,7 +38,7 @@ def _section(found: Importance, frame: pd.DataFrame, row: dict) -> str:
     if layer != layer:
         return f"<details><summary>{html.escape(method)}: not measured</summary></details>"
     here = where(frame, layer=int(layer)).copy()
-    here["importance"] = here[method].abs() if method in SIGNED else here[method]
+    here["importance"] = size_of(method, here[method])
     here.loc[~here["used"], [PRIMARY, "importance"]] = np.nan
     here["left"], here["right"] = ranks_as_colour(here[PRIMARY]), ranks_as_colour(here["importance"])
     shown = [part for _, part in here.groupby("sequence") if part["right"].notna().any()][:SEQUENCES]

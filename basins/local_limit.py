@@ -11,6 +11,9 @@ from that limit, the score tells of the distance between neighbours as much as o
 Rule: R at radius t is *local* where, over the sampled queries, its rank correlation with R at the smallest t is at
 least 0.99 and the median of |R(t) - R(smallest)| is at most 0.01 nats (1% of the ratio of variances), and both also
 hold at every smaller t. Stated before any number was seen; both are in the table.
+
+A block computes in its own dtype, and where neighbours are moved so near that rounding them to it makes up a part of
+their variance, R is of the rounding. There it is NaN, at that layer for all queries (`RESOLVED`).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.errors import BasinsError
+from basins.lens import block_dtype
 from basins.neighborhoods import Neighborhood, about, neighborhoods
 from basins.scores import relative_score, variance
 from basins.settings import ScorerSettings
@@ -37,11 +41,14 @@ SHRINKS = (1.0, 0.3, 0.1, 0.01)
 LEAST_RHO, MOST_CHANGE = 0.99, 0.01
 # A shrunk neighbourhood has a variance of t^2 times its own: the score's eps would drown it.
 EPS = 1e-30
+# V_in must be so many times the variance of rounding a state, at most (eps |x|)^2 / 12, for half of the queries.
+RESOLVED = 100
 
 
 @dataclass(frozen=True)
 class LocalLimit:
-    """Relative scores (nats) of the sampled queries at every radius; NaN where a query has too few neighbours.
+    """Relative scores (nats) of the sampled queries at every radius; NaN where a query has too few neighbours, and for
+    all of a layer where the radius is too small for the digits of the model's dtype.
 
     `queries` are flat ids `sequence * n_pos + position`; `shrinks` fall.
     """
@@ -66,23 +73,31 @@ class LocalLimit:
         return pd.DataFrame(columns)
 
     def summary(self) -> pd.DataFrame:
-        """One row a (layer, shrink): median score and quartile range, and what the rule of the module looks at."""
+        """One row a (layer, shrink): median score and quartile range, and what the rule of the module looks at.
+
+        `smallest`: the radius that the others are compared with, the smallest that the dtype resolves at that layer.
+        """
         import pandas as pd
 
         rows = []
         for place, layer in enumerate(self.layers):
-            columns = pd.DataFrame(self.relative[place].T.numpy(), columns=pd.Index(self.shrinks)).dropna()
-            rho: Any = columns.corr("spearman")[self.shrinks[-1]]
+            columns = pd.DataFrame(self.relative[place].T.numpy(), columns=pd.Index(self.shrinks))
+            columns = columns.dropna(axis=1, how="all").dropna()
+            smallest = columns.columns[-1] if len(columns.columns) else math.nan
+            rho: Any = columns.corr("spearman")
             found = []
-            for shrink in self.shrinks:
-                change: Any = (columns[shrink] - columns[self.shrinks[-1]]).abs()
+            for shrink in columns:
+                change: Any = (columns[shrink] - columns[smallest]).abs()
                 spread: Any = columns[shrink].quantile([0.25, 0.75])
-                row: dict[str, Any] = {"layer": layer, "shrink": shrink, "queries": len(columns)}
+                row: dict[str, Any] = {"layer": layer, "shrink": shrink, "smallest": smallest, "queries": len(columns)}
                 row |= {"median": columns[shrink].median(), "iqr": spread.iloc[1] - spread.iloc[0]}
-                found.append(row | {"rho": rho[shrink], "change": change.median()})
+                found.append(row | {"rho": rho.loc[shrink, smallest], "change": change.median()})
             # The smallest is compared with itself and proves nothing alone.
             meets = [row["rho"] >= LEAST_RHO and row["change"] <= MOST_CHANGE for row in found]
             rows += [row | {"local": all(meets[i:]) and i < len(meets) - 1} for i, row in enumerate(found)]
+            unresolved = [shrink for shrink in self.shrinks if shrink not in columns]
+            nothing = {"layer": layer, "smallest": smallest, "queries": 0, "local": False}
+            rows += [nothing | {"shrink": shrink} for shrink in unresolved]
         return pd.DataFrame(rows)
 
     def radius(self) -> dict[int, float]:
@@ -110,7 +125,7 @@ def check_shrinks(shrinks: Sequence[float]) -> tuple[float, ...]:
 def relative_at(
     hood: Neighborhood, shrinks: tuple[float, ...], normalize: bool = False
 ) -> Float[Tensor, "shrink query"]:
-    """R at every radius for the sampled queries of one transition."""
+    """R at every radius for the sampled queries of one transition; NaN at radii that its dtype does not resolve."""
     found = torch.full((len(shrinks), len(hood.queries)), float("nan"), dtype=torch.float64)
     states, scored = hood.states(), hood.scored
     at = hood.queries[scored]
@@ -119,10 +134,15 @@ def relative_at(
     query, neighbors = states[at][:, None], states[hood.neighbors[scored]]
     moved = torch.stack([query + shrink * (neighbors - query) for shrink in shrinks], 1)
     outputs = hood.place.push(moved.flatten(0, 2), at.repeat_interleave(len(shrinks) * neighbors.shape[1]))
-    before, after = moved.double(), outputs.view_as(moved).double()
+    dtype = block_dtype(hood.place.model, hood.layer)
+    # As the block gets them.
+    before, after = moved.to(dtype).double(), outputs.view_as(moved).double()
+    rounding = (torch.finfo(dtype).eps * query.double().norm(dim=-1)) ** 2 / 12
+    resolved = ((variance(before) >= RESOLVED * rounding).double().mean(0) >= 0.5).cpu()
     if normalize:
         before, after = (x / x.norm(dim=-1, keepdim=True).clamp_min(EPS) for x in (before, after))
-    found[:, scored] = relative_score(variance(before), variance(after), EPS).T.cpu()
+    relative = relative_score(variance(before), variance(after), EPS).T.cpu()
+    found[:, scored] = relative.masked_fill(~resolved[:, None], float("nan"))
     return found
 
 
@@ -141,7 +161,7 @@ def local_limit(
     """Relative re-run scores of `sample` queries at every radius of `shrinks`; neighbours follow `settings`.
 
     `source`: a cache with `tokens` as in `BasinScorer.score`, or token ids. The smaller the radius, the more digits
-    the model needs: below 0.01 take a float64 model.
+    the model needs: in bfloat16 0.01 is mostly too small (NaN, see above); below 0.01 take a float64 model.
     """
     wanted = check_shrinks(shrinks)
     found, queries, n_pos = {}, torch.empty(0, dtype=torch.long), 0

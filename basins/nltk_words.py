@@ -131,6 +131,8 @@ def _looking_in(folder: str | Path | None) -> Iterator[None]:
         yield
         return
     folder = Path(folder).expanduser().absolute()
+    # "corpora" itself, or what lies in it, is meant too.
+    folder = next((place for place in (folder, *folder.parents[:2]) if (place / "corpora").is_dir()), folder)
     if not (folder / "corpora").is_dir():
         raise BasinsError(f"{folder} is no folder of NLTK's data: it has no corpora. NLTK_DATA names such a folder.")
     try:

@@ -176,6 +176,5 @@ def _point(low: bool) -> dict[str, Any]:
 def _about(found: Robustness) -> str:
     name, about = next(iter(found.settings["models"].items()))
     return (
-        f"{name}: {about['scored_tokens']:,} tokens in {about['clusters']} {about['cluster']}s; "
-        f"{found.settings['primary']}."
+        f"{name}: {about['tokens']:,} tokens in {about['clusters']} {about['cluster']}s; {found.settings['primary']}."
     )

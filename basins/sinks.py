@@ -49,7 +49,7 @@ def sinks(
     NaN where the model forms no attention pattern. `norm_ratio`: median norm of first states over the median norm of
     all others. `massive`: number of massive activations in the states entering the layer, `massive_tokens`,
     `massive_first` and `massive_dims` how many tokens, how many of these at first positions and which dimensions.
-    `is_sink`, `is_massive`: mean attention above 0.3; any massive activation.
+    `is_sink`: mean attention above 0.3, False where no pattern is formed; `is_massive`: any massive activation.
     """
     import pandas as pd
 

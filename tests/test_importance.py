@@ -163,7 +163,7 @@ def made_tokens(effect: float, n_sequences: int = 30, length: int = 20, seed: in
 STATISTICS = {"n_resamples": 100, "n_permutations": 999, "seed": 0}
 SETTINGS = {
     "question": "Do they?", "methods": ["gradient"],
-    "models": {"made": {"tokens": 1200, "clusters": 30, "cluster": "text"}},
+    "models": {"made": {"tokens": 1200, "clusters": 30, "cluster": "text", "layers": [0, 1], "n_layers": 2}},
 }  # fmt: skip
 
 

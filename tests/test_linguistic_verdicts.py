@@ -140,7 +140,7 @@ def test_few_sentences_are_too_few_for_many_tags():
 @pytest.mark.slow
 @pytest.mark.parametrize("n_sentences", [20, 40])
 def test_many_tags_in_few_sentences_hold_their_rate_and_explain_nothing(n_sentences):
-    """200 texts with random tags: p is below 0.05 in about one of twenty, Wald's own far more often; epsilon is about 0."""
+    """200 texts with random tags: p below 0.05 in about one of twenty, Wald's own far more often; epsilon about 0."""
     rng, found = np.random.default_rng(0), []
     shares = [0.25, 0.2, 0.12, 0.1, 0.08, 0.07, 0.05, 0.04, 0.04, 0.03, 0.02]
     clusters = np.repeat(np.arange(n_sentences), 20)

@@ -11,6 +11,7 @@ from test_rerun import padded, some_tokens
 from test_scorer import cached
 from tiny_models import tiny_model
 
+import basins
 from basins import BasinScorer
 from basins.errors import BasinsError
 from basins.lens import resid_post, resid_pre
@@ -84,6 +85,25 @@ def test_the_rule_looks_at_ranks_and_at_sizes():
     assert table["median"].iloc[3] == pytest.approx(np.median(limit))
     assert table["local"].tolist() == [False, False, True, False]
     assert len(made([limit] * 4).to_frame()) == 50
+
+
+def test_radii_below_the_digits_of_bfloat16_say_nothing(pocket_mini):
+    """In bfloat16 a state moved by 1% of a displacement is mostly the same state."""
+    model = basins.load_model("pocket-mini", dtype=torch.bfloat16)
+    batch = basins.corpus.tokenize(model, basins.pocket.demo_text()[:8], max_length=64, long_texts="split")
+    settings = ScorerSettings(k=15, neighbors="cross_sequence", exclude_first=1)
+    asked = {"attention_mask": batch.attention_mask, "layers": [1, 3], "sample": 32}
+    half = local_limit(model, settings, batch.tokens, **asked)
+    full = local_limit(pocket_mini, settings, batch.tokens, **asked)
+    assert torch.isnan(half.relative[:, -1]).all()
+    assert not torch.isnan(full.relative).any()
+    table = half.summary()
+    assert not table[table["shrink"] == 0.01]["local"].any()
+    resolved = table[table["shrink"] >= 0.3].set_index(["layer", "shrink"])["median"]
+    assert resolved.notna().all()
+    exact = full.summary().set_index(["layer", "shrink"])["median"]
+    assert (resolved - exact.loc[resolved.index]).abs().max() < 0.02
+    assert table["smallest"].isin((0.1, 0.3)).all()
 
 
 def test_bad_radii_say_what_is_possible():

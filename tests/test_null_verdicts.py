@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from basins.experiments.null_verdicts import (
+    BY_SPREAD,
     NOT_RUN,
     NOT_SHOWN,
     SHOWN,
@@ -77,7 +78,7 @@ def test_random_weights_need_most_draws_or_the_spread():
     assert judge_all(table, "r", own, pd.DataFrame(rows), spreads())[0]["nulls"].item() == NOT_SHOWN
     far = spreads(FAR | {RANDOM: 0.06})
     judged, nulls = judge_all(table, "r", own, pd.DataFrame(rows), far)
-    assert judged["nulls_that_show_it"].item() == RANDOM
+    assert judged["nulls_that_show_it"].item() == RANDOM + BY_SPREAD
     assert nulls.set_index("null")["by_spread"][RANDOM]
 
 

@@ -18,7 +18,7 @@ from basins.errors import BasinsError
 from basins.experiments import robustness
 from basins.experiments.frames import where
 from basins.experiments.primary import PRIMARY, SCORER
-from basins.experiments.robustness_subject import read_measure, subject
+from basins.experiments.robustness_subject import load_measure, read_measure, subject
 from basins.experiments.robustness_variations import settings_of, vary, with_eps
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import sequences
@@ -218,11 +218,20 @@ def test_what_cannot_be_run_stays_as_a_row_with_its_reason(pocket_mini, store):
         (pd.DataFrame({"sequence": [0, 0], "position": [1, 1], "a": [1.0, 2.0]}), "several rows"),
         (pd.DataFrame({"sequence": [0], "position": [1], "loss": [1.0]}), "one of the experiment's own"),
         (pd.DataFrame({"sequence": [900], "position": [1], "a": [1.0]}), "has no value for any token"),
+        (pd.DataFrame({"sequence": [0], "position": [1], "tag": ["NOUN"]}), "'tag' holds .*, not numbers"),
     ],
 )
 def test_measures_that_cannot_be_meant_are_refused(pocket_mini, measure, match):
     with pytest.raises(BasinsError, match=match):
         robustness(pocket_mini, **SMALL, measure=measure)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_file_that_holds_no_table_is_explained(tmp_path, suffix):
+    path = tmp_path / f"measure{suffix}"
+    path.write_bytes(b"")
+    with pytest.raises(BasinsError, match=f"cannot be read as {suffix}"):
+        load_measure(path)
 
 
 def test_settings_that_cannot_be_meant_are_refused(pocket_mini):

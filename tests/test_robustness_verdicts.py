@@ -43,7 +43,7 @@ def test_random_weights_show_it_in_most_draws_or_by_their_spread(effects, iqr, s
 
 
 NO_NULLS = pd.DataFrame({"null": [RANDOM], "shows": [False]})
-A_NULL = pd.DataFrame({"null": [RANDOM], "shows": [True]})
+A_NULL = pd.DataFrame({"null": [RANDOM], "shows": [True], "by_spread": [False]})
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,43 @@ def test_another_study_is_never_mixed_in(run, pocket_mini, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
+def test_a_file_that_was_changed_is_another_study(tmp_path, pocket_mini, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "importance", stop)
+    lines, path = pocket.demo_text(), tmp_path / "texts.txt"
+    frame = pd.DataFrame({"sequence": range(2000), "position": 1, "a": 0.0})
+    changed = frame.assign(a=(frame.index == 1000).astype(float))
+    path.write_text("\n".join(lines[:8]))
+    asked = QUICK | {"texts": str(path), "options": {"importance": {"measure": frame}}}
+    for _ in range(2):  # the same again goes on
+        with pytest.raises(KeyboardInterrupt):
+            basins.study(pocket_mini, out=tmp_path / "s", **asked)
+    with pytest.raises(BasinsError, match="another study: options was"):
+        basins.study(pocket_mini, out=tmp_path / "s", **asked | {"options": {"importance": {"measure": changed}}})
+    path.write_text("\n".join(lines[8:16]))
+    with pytest.raises(BasinsError, match="another study: texts was"):
+        basins.study(pocket_mini, out=tmp_path / "s", **asked)
+    (tmp_path / "s" / "study.json").write_text("{")
+    with pytest.raises(BasinsError, match="is no plan of a study"):
+        basins.study(pocket_mini, out=tmp_path / "s", **asked)
+
+
+def test_robustness_is_asked_of_what_importance_compared(tmp_path, pocket_mini):
+    """Of a measure with a sign that is its size: on the same tokens the same number."""
+    options = {"importance": FEW | {"methods": ["gradient_x_input"], "null_rows": 0}}
+    options |= {"robustness": FEW | {"sample_rows": None, "weight_draws": 1, "tested_tokens": 1, "n_draws": 39}}
+    asked = QUICK | {"parts": ["importance", "robustness"], "options": options, "pictures": False, "k": 5}
+    found = basins.study(pocket_mini, out=tmp_path / "s", max_length=64, **asked)
+    rows = found.hypotheses.set_index("part")
+    assert rows.loc["robustness", "layer"] == rows.loc["importance", "layer"]
+    assert rows.loc["robustness", "r"] == pytest.approx(rows.loc["importance", "r"], abs=1e-9)
+    text = (tmp_path / "s" / "analysis.md").read_text()
+    assert "- robustness: pocket-mini: " in text
+    assert text.count("It was run without pictures") == 2
+
+
 def test_wrong_names_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(BasinsError, match="parts"):
         basins.study("pocket-mini", out=tmp_path / "s", parts=["importence"])
@@ -194,7 +231,15 @@ def test_without_a_null_nothing_is_better_than_exploratory():
     found = table(("strong", ""), ("moderate", ""), ("moderate", ""))
     assert overall(found.assign(null=NOT_RUN))[0] == "exploratory"
     assert overall(found.assign(null=ABOUT))[0] == "weak"
-    assert overall(found.assign(part="robustness"))[0] == "weak"
+
+
+def test_what_robustness_tests_counts_once():
+    found = table(("exploratory", ""), ("none", "")).assign(null=NOT_SHOWN)
+    names = ["relative score and gradient", "gradient and compression"]
+    both = found.assign(part=["robustness", "importance"], name=names)
+    assert overall(both) == ("weak", "none of 1 hypotheses survives correction.")
+    assert overall(both.assign(name=["relative score and loss", names[1]]))[0] == "exploratory"
+    assert overall(both[:1])[0] == "exploratory"
 
 
 def test_red_flags():

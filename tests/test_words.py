@@ -84,6 +84,9 @@ def test_whatever_is_written_is_read(tmp_path_factory, sentences):
         (["# text = Go on", line("1", "Go"), line("2", "off")], r"line 1: the word 'off' does not stand"),
         (["1 Go"], "has 1 fields; CoNLL-U has 10, with tabs between"),
         (["# only a comment"], "holds no sentence"),
+        ([line("1", "Go"), line("x", "on")], r"line 1: a word has the id 'x'"),
+        ([line("1-x", "Go")], r"line 1: a word has the id 'x'"),
+        ([line("1.1", "Go")], r"line 1: a sentence has no word with characters"),
     ],
 )
 def test_bad_files_are_explained(tmp_path, lines, message):

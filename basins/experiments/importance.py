@@ -97,7 +97,7 @@ def importance(
     and all three by lookup. The other analyses are in the tables of `Importance`.
 
     Args:
-        model: a loaded TransformerLens model, or what `basins.load_model` takes.
+        model: a loaded TransformerLens model, or a name, folder or file for `basins.load_model`.
         second_model: the model of the replication, None for none; "auto": pocket-mini for pocket, else none. Without
             one no result is called strong.
         texts: a list of texts, or what `basins.corpus.read_texts` takes; None: the held-out book shipped with basins.

@@ -32,6 +32,11 @@ SIGNED = ("gradient_x_input", "integrated_gradients", "attribution_patching", "a
 COSTLY_LAYERS = 8
 
 
+def size_of(method: str, values: Any) -> Any:
+    """What is compared with scores: the values, or of a signed measure their size."""
+    return abs(values) if method in SIGNED else values
+
+
 def check_methods(methods: list[str] | None) -> list[str]:
     """All methods, or those named, in the order of `METHODS`."""
     if methods is None:

@@ -5,19 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from basins.experiments.importance_measures import COSTLY, SIGNED
+from basins.experiments.importance_measures import COSTLY, size_of
 from basins.experiments.primary import PRIMARY, SCORES
 from basins.experiments.token_columns import CONFOUNDS, Aligned, align
 from basins.stats import Cell, corrected_p, correlation_grid, quartile_contrast, spearman
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def _size(method: str, values: Any) -> Any:
-    return np.abs(values) if method in SIGNED else values
 
 
 def _groups(methods: list[str]) -> list[list[str]]:
@@ -47,7 +41,7 @@ def correlations(
         if not aligned.layers:
             continue
         cells = correlation_grid(
-            {method: _size(method, aligned.columns[method]) for method in group},
+            {method: size_of(method, aligned.columns[method]) for method in group},
             aligned[named],
             aligned[CONFOUNDS],
             clusters=aligned.cluster,
@@ -77,7 +71,7 @@ def quartiles(frame: pd.DataFrame, methods: list[str], seed: int) -> pd.DataFram
         for method in group:
             for place, layer in enumerate(aligned.layers):
                 found = quartile_contrast(
-                    _size(method, aligned.columns[method][place]),
+                    size_of(method, aligned.columns[method][place]),
                     aligned.columns[PRIMARY][place],
                     clusters=aligned.cluster,
                     n_resamples=300,
@@ -106,7 +100,11 @@ def agreement(frame: pd.DataFrame, methods: list[str], seed: int) -> pd.DataFram
         for place, layer in enumerate(aligned.layers):
             values, truth = aligned.columns[method][place], aligned.columns["ablation"][place]
             found = spearman(
-                _size(method, values), _size("ablation", truth), clusters=aligned.cluster, n_resamples=300, seed=seed
+                size_of(method, values),
+                size_of("ablation", truth),
+                clusters=aligned.cluster,
+                n_resamples=300,
+                seed=seed,
             )
             signed = spearman(values, truth, clusters=aligned.cluster, n_resamples=100, seed=seed)
             row = [

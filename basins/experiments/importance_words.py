@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
-from basins.experiments.null_verdicts import SAMPLE_RULE
+from basins.experiments.loaded import layers_in_words
+from basins.experiments.null_verdicts import SAMPLE_RULE, SHOWN
 from basins.experiments.primary import (
     GRADES,
     MODERATE_P,
@@ -93,8 +94,8 @@ def read_out(
     about = settings["models"][models[0]]
     parts = [
         f"{settings['question']} {about['tokens']:,} tokens of {about['clusters']} {about['cluster']}s, "
-        f"{len(settings['methods'])} importance measures, all layers of {' and '.join(models)}; relative re-run score, "
-        "rank correlations with density, position, frequency, loss and state norm removed."
+        f"{len(settings['methods'])} importance measures, {layers_in_words(settings['models'])}; relative "
+        "re-run score, rank correlations with density, position, frequency, loss and state norm removed."
     ]
     counts: Any = judged["grade"].value_counts()
     best = judged.iloc[0]
@@ -102,9 +103,11 @@ def read_out(
         n = int(counts.get("exploratory", 0))
         nothing = "No measure of importance is related to the relative score in a way that meets the thresholds. "
         if n:
+            shown = "nulls" in judged and (judged["nulls"] == SHOWN).any()
+            but = "small, differ between the halves of the text"
+            but = f"{but}, or are shown by a null too" if shown else but.replace(",", " or")
             nothing += (
-                f"{n} of {len(judged)} survive correction but are small or differ between the halves of the text "
-                f"(largest: {best['method']}, {_number(best)})."
+                f"{n} of {len(judged)} survive correction but are {but} (largest: {best['method']}, {_number(best)})."
             )
         else:
             nothing += f"None of {len(judged)} survives correction for all layers, scores and measures."

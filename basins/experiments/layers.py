@@ -15,7 +15,7 @@ from basins.experiments.primary import PRIMARY, SCORER, in_words
 from basins.experiments.score_store import ScoreStore
 from basins.experiments.sequences import Sequences, sequences
 from basins.experiments.token_columns import align, score_frame, token_facts
-from basins.experiments.under_nulls import RANDOM
+from basins.experiments.under_nulls import RANDOM, check_null_sizes
 from basins.lens import check_layers
 from basins.random_weights import random_weights
 from basins.scorer import BasinScorer
@@ -93,7 +93,7 @@ def layers(
     Primary: the relative re-run score, which sets the block apart from the density before it. See `Layers`.
 
     Args:
-        model: a loaded TransformerLens model, or what `basins.load_model` takes.
+        model: a loaded TransformerLens model, or a name, folder or file for `basins.load_model`.
         second_model: the model of the replication, None for none; "auto": pocket-mini for pocket, else none.
         texts: a list of texts, or what `basins.corpus.read_texts` takes; None: the held-out book shipped with basins.
         limit: only so many of the texts.
@@ -109,7 +109,7 @@ def layers(
     Raises BasinsError where the texts are too few, or a setting is off.
     """
     whole("sample", sample, 8, "it counts the tokens that costly measures are taken of.")
-    whole("null_rows", null_rows, 0, "it counts the rows that the untrained model is scored on; 0 leaves it out.")
+    check_null_sizes(null_rows, 1)
     whole("n_resamples", n_resamples, LEAST_RESAMPLES, "fewer give no interval.")
     loaded, store = load_models(model, second_model), store or ScoreStore()
     analysis: dict[str, Any] = SCORER | {"k": k, "seed": seed}

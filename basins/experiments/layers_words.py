@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
+from basins.experiments.loaded import layers_in_words
 from basins.experiments.null_verdicts import NOT_RUN, answer
 from basins.experiments.primary import (
     BY_DENSITY,
@@ -174,8 +175,8 @@ def read_out(found: dict[str, Any], judged: pd.DataFrame, settings: dict[str, An
     models = list(settings["models"])
     first, about = models[0], settings["models"][models[0]]
     parts = [
-        f"{settings['question']} {about['tokens']:,} tokens of {about['clusters']} {about['cluster']}s, all layers of "
-        f"{' and '.join(models)}."
+        f"{settings['question']} {about['tokens']:,} tokens of {about['clusters']} {about['cluster']}s, "
+        f"{layers_in_words(settings['models'])}."
     ]
     parts.append(_density(found, first))
     parts.append(_block(found, first))
@@ -266,18 +267,24 @@ def _radius(found: dict[str, Any], model: str) -> str:
     whole = rows[(rows["shrink"] == largest) & rows["local"]]["layer"].tolist()
     tenth = rows[rows["local"]].groupby("layer")["shrink"].max()
     n = rows["layer"].nunique()
+    smallest = rows["smallest"].dropna().unique()
+    if len(smallest) == 0:
+        return "Radius: the model's dtype has too few digits for neighbours that are moved nearer."
+    at = f"{smallest[0]:g}" if len(smallest) == 1 else f"{smallest.min():g} to {smallest.max():g}"
     return (
-        f"Radius: the score is local (equal to that at shrink {rows['shrink'].min():g}) with neighbours where they are "
+        f"Radius: the score is local (equal to that at shrink {at}) with neighbours where they are "
         f"at {len(whole)} of {n} layers, with neighbours moved nearer at {len(tenth) - len(whole)} more."
     )
 
 
 def _sinks(found: dict[str, Any], model: str) -> str:
     rows: Any = where(found["sinks"], model=model)
-    sink = rows[rows["is_sink"]]["layer"].tolist()
     large = rows[rows["is_massive"]]["layer"].tolist()
+    seen = rows[rows["attention_first"].notna()]
+    sink = f"Attention sinks at {_listed(seen[seen['is_sink']]['layer'].tolist())}"
+    sink = sink if len(seen) else "No attention pattern to look for sinks in"
     return (
-        f"Attention sinks at {_listed(sink)}; massive activations at {_listed(large)}; the first position, whose norm "
+        f"{sink}; massive activations at {_listed(large)}; the first position, whose norm "
         f"is {_range(rows['norm_ratio'], 1)} times the others', is left out of all scores."
     )
 

@@ -107,7 +107,7 @@ def linguistic(
     intervals know sentences. Secondary: update and raw scores, all three by lookup, and the density itself.
 
     Args:
-        model: a loaded TransformerLens model, or what `basins.load_model` takes.
+        model: a loaded TransformerLens model, or a name, folder or file for `basins.load_model`.
         second_model: the model of the replication, None for none; "auto": pocket-mini for pocket, else none. Without
             one no result is called strong.
         texts: what `basins.tagged_texts.read_tagged` takes: a .conllu file, "ptb", any texts (tagged by NLTK), tagged
@@ -167,7 +167,7 @@ def linguistic(
     merged = {part: pd.concat(some, ignore_index=True) for part, some in parts.items()}
     effect = effects(merged["tests"], merged["contrasts"])
     judged, nulls = verdicts(effect, {name: about[name]["n_layers"] for name in loaded}), pd.DataFrame()
-    for of in samples:
+    for of in samples if judged["layer"].notna().any() else ():
         judged, nulls = judge_all(judged, "r", *_under_nulls(of, judged, weight_draws))
         judged["flags"] = flagged(judged)
     settings = {

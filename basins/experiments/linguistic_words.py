@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
 from basins.experiments.linguistic_tables import FUNCTION, HYPOTHESES, NOUN, TAGS
+from basins.experiments.loaded import layers_in_words
 from basins.experiments.null_verdicts import SAMPLE_RULE
 from basins.experiments.primary import (
     BY_DENSITY,
@@ -165,8 +166,8 @@ def read_out(found: dict[str, Any], settings: dict[str, Any]) -> str:
     kind = "gold" if text["gold"] else "automatic"
     parts = [
         f"{settings['question']} {about['tested_tokens']:,} words ({kind} tags, {text['name']}) in "
-        f"{about['tested_sentences']:,} sentences, {_pieces(settings['pieces'])}; all layers of "
-        f"{' and '.join(models)}."
+        f"{about['tested_sentences']:,} sentences, {_pieces(settings['pieces'])}; "
+        f"{layers_in_words(settings['models'])}."
     ]
     parts += [
         _sentence(row, where(found["effects"], model=first, score=PRIMARY))

@@ -95,7 +95,7 @@ def memorization(
     raw scores, lookup, density, distances, intrinsic dimension, norms, and the loss baselines.
 
     Args:
-        model: a loaded TransformerLens model, or what `basins.load_model` takes.
+        model: a loaded TransformerLens model, or a name, folder or file for `basins.load_model`.
         second_model: of the replication; None for none; "auto": pocket-mini for pocket, else none.
         reference: whose loss on the same text is subtracted; "auto": pocket-mini for pocket, else none.
         passages: None: the planted passages for the pocket models, famous and novel ones for others; a file with text,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # A null that gives this share of the effect, or of the spread, shows it too.
 SHARE = 0.5
+BY_SPREAD = " (spread of scores)"
 NOT_RUN, SHOWN, NOT_SHOWN, UNSURE = "not run", "shows it too", "does not show it", "too few tokens to tell"
 RULE = (
     f"Nulls ({', '.join(ALL_NULLS)}) are run on a sample. A null shows the finding too if its effect has the same "
@@ -61,6 +62,13 @@ def judge_nulls(effects: pd.DataFrame, spreads: pd.DataFrame, default: float, la
     return pd.DataFrame(rows)
 
 
+def that_show(judged: pd.DataFrame) -> list[str]:
+    """Names of the nulls that show a finding; of one that does by the spread of scores alone, with `BY_SPREAD`."""
+    rows = where(judged, shows=True).to_dict("records") if len(judged) else []
+    alone = [row["by_spread"] and 2 * row["draws_that_show"] <= row["draws"] for row in rows]
+    return [row["null"] + (BY_SPREAD if spread else "") for row, spread in zip(rows, alone, strict=True)]
+
+
 def judge_all(
     verdicts: pd.DataFrame, r: str, own: pd.DataFrame, effects: pd.DataFrame, spreads: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -84,7 +92,7 @@ def judge_all(
         found = shown(sample[0], row[r])
         judged = judge_nulls(under, spreads, sample[0]["effect"] if found else row[r], int(row["layer"]))
         tables.append(judged.assign(name=row[first], of_sample=sample[0]["effect"]))
-        same = list(judged.loc[judged["shows"], "null"])
+        same = that_show(judged)
         said.append((capped(row["grade"], bool(same)), answer(bool(same), found), "; ".join(same)))
     grades, answers, names = (list(column) for column in zip(*said, strict=True)) if said else ([], [], [])
     judged_all: Any = verdicts.assign(grade=grades, nulls=answers, nulls_that_show_it=names)

@@ -100,7 +100,7 @@ def robustness(
     and three quarters of the depth); nulls at all `layers`. See `basins.nulls` for the nulls.
 
     Args:
-        model: a loaded TransformerLens model, or what `basins.load_model` takes.
+        model: a loaded TransformerLens model, or a name, folder or file for `basins.load_model`.
         second_model: the model of the replication, None for none; "auto": pocket-mini for pocket, else none.
         texts: a list of texts, or what `basins.corpus.read_texts` takes; None: the held-out book shipped with basins.
         limit: only so many of the texts.

@@ -59,7 +59,7 @@ def about(of: Subject) -> dict[str, Any]:
         "model_fingerprint": fingerprint(of.model),
         "n_layers": len(of.model.blocks),
         "sequences": len(of.pick),
-        "scored_tokens": int(mask.sum()),
+        "tokens": int(mask.sum()),
         "clusters": int(of.rows.cluster[of.pick].unique().numel()),
         "cluster": of.rows.unit,
         "layers": list(of.layers),

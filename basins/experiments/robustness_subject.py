@@ -67,6 +67,14 @@ def read_measure(measure: str | pd.DataFrame) -> Measure:
     keys = [key for key in KEY if key in columns]
     if measure.duplicated(keys).any():
         raise BasinsError(f"measure has several rows for one ({', '.join(keys)}). Pass one value a token.")
+    from pandas.api.types import is_numeric_dtype
+
+    wrong = [column for column in (*keys, values[0]) if not is_numeric_dtype(measure[column])]
+    if wrong:
+        raise BasinsError(
+            f"measure's column {wrong[0]!r} holds {measure[wrong[0]].dtype}, not numbers. Write kinds of tokens as "
+            "numbers (1 where a token is of the kind, 0 elsewhere)."
+        )
     column: Any = measure[[*keys, values[0]]]
     return Measure(name, column.set_axis([*keys, name], axis=1))
 
@@ -82,7 +90,13 @@ def load_measure(path: str | Path) -> pd.DataFrame:
             f"measure {str(path)!r} is neither one of {', '.join(map(repr, MEASURES))} nor an existing .csv or "
             ".parquet file."
         )
-    return readers[path.suffix](path)
+    try:
+        return readers[path.suffix](path)
+    # pyarrow's errors and pandas' own are ValueErrors.
+    except (OSError, ValueError) as error:
+        raise BasinsError(
+            f"measure {str(path)!r} cannot be read as {path.suffix} ({error}). Is the file whole?"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

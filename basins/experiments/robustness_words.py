@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
-from basins.experiments.null_verdicts import RULE, SHARE, answer, capped, shown
+from basins.experiments.null_verdicts import RULE, SHARE, answer, capped, shown, that_show
 from basins.experiments.primary import (
     BY_DENSITY,
     BY_PLACE,
@@ -67,7 +67,7 @@ def verdict(
     settings = settings[settings["effect"].notna()]
     kept = sum(shown(other, effect) for other in settings.to_dict("records"))
     replicated = _answer(row, second, 0.0, MODERATE_P)
-    same = list(nulls.loc[nulls["shows"], "null"]) if len(nulls) else []
+    same = that_show(nulls)
     grade = capped(_grade(row, halves, second), bool(same))
     found = {
         "noise": noise > NOISE,
@@ -126,7 +126,7 @@ def read_out(tables: dict[str, Any], judged: pd.DataFrame, settings: dict[str, A
     parts = [
         f"{settings['question']} The finding: the relative re-run score and {measure} at layer {layer}"
         f"{' (the layer where it is largest)' if settings['layer_chosen'] else ''} of {name}, rank correlation with "
-        f"the other confounds removed, {about['scored_tokens']:,} tokens: {r}."
+        f"the other confounds removed, {about['tokens']:,} tokens: {r}."
     ]
     nulls, varied = tables["nulls"], where(tables["effects"], model=name, layer=layer, score=PRIMARY)
     if row["grade"] == "none":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from basins.corpus import TokenBatch, read_texts, tokenize
 from basins.errors import BasinsError
+from basins.settings import whole
 
 # Fewer texts than this make no interval: then each window counts as a sequence of its own, and the result says so.
 ENOUGH_TEXTS = 20
@@ -68,6 +69,8 @@ class Sequences:
 
 def sequences(model: Any, texts: list[str] | str | None, max_length: int, limit: int | None) -> Sequences:
     """Windows of at most `max_length` tokens. `texts`: a list, a file or dataset, or None for the shipped book."""
+    if limit is not None:
+        whole("limit", limit, 1, "it counts texts, from the first one.")
     found = texts if isinstance(texts, list) else read_texts("pocket-demo" if texts is None else texts)
     found = found[:limit]
     context = getattr(model.cfg, "n_ctx", None) or max_length

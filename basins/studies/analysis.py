@@ -50,11 +50,8 @@ def _counts(found: Study, models: str) -> list[str]:
     lines = [f"Models: {models}. Seed {found.plan['seed']}. Each part in numbers:", ""]
     for name, part in found.parts.items():
         counts = [
-            f"{model}: {about['tokens']:,} tokens"
-            if "tokens" in about
-            else f"{model}: {about['tokens_scored']:,} tokens"
+            f"{model}: {about.get('tokens', about.get('tokens_scored')):,} tokens"
             for model, about in part.manifest["models"].items()
-            if "tokens" in about or "tokens_scored" in about
         ]
         lines.append(f"- {name}: {'; '.join(counts)}; {_what(part)}")
     return lines
@@ -78,7 +75,8 @@ def _stated(found: Study) -> list[str]:
 
 def _findings(found: Study, figures: list[str]) -> list[str]:
     shown = found.hypotheses.copy()
-    shown["95% interval"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(shown["low"], shown["high"], strict=True)]
+    ends = zip(shown["low"], shown["high"], strict=True)
+    shown["95% interval"] = [f"{low:.2f} to {high:.2f}" if low == low else "-" for low, high in ends]
     columns = ["part", "name", "grade", "layer", "r", "95% interval", "p_corrected", "second_model", "null", "flags"]
     lines = [markdown_table(shown[columns]), ""]
     if figures:
@@ -88,9 +86,11 @@ def _findings(found: Study, figures: list[str]) -> list[str]:
 
 def _part(part: PartResult, figures: list[str]) -> list[str]:
     lines = [f"**{part.manifest['grade']}.** {part.manifest['reading']}", ""]
-    for figure in figures:
-        if figure.split("_")[1] == part.part.name:
-            lines += [_picture(figure, figure.split("_", 2)[2].replace("_", " ")), ""]
+    own = [figure for figure in figures if figure.split("_")[1] == part.part.name]
+    for figure in own:
+        lines += [_picture(figure, figure.split("_", 2)[2].replace("_", " ")), ""]
+    if not own:
+        lines += ["It was run without pictures, so it has no figures.", ""]
     return [*lines, f"All tables, figures and the token page: [{part.part.name}/]({part.part.name}/verdict.md)"]
 
 

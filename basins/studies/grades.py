@@ -6,7 +6,7 @@ from typing import Any
 
 from basins.experiments.null_verdicts import NOT_SHOWN, SHOWN
 from basins.experiments.primary import IN_NULL, MODERATE_P, MODERATE_R, STRONG_P, STRONG_R
-from basins.studies.hypotheses import ABOUT
+from basins.studies.hypotheses import ABOUT, counted_before
 
 STUDY_GRADES = ("strong", "moderate", "exploratory", "weak")
 SEVERAL = 2
@@ -15,13 +15,13 @@ RULES = (
     f"confounds are removed, and nulls were run for it and none shows it; moderate: at least {SEVERAL} hypotheses have "
     f"|r| > {MODERATE_R} with corrected p < {MODERATE_P} by their part's rules, and nulls were run for them and none "
     "shows them; exploratory: something survives correction that no null is known to show; weak: nothing does. What "
-    "robustness tests is an earlier part's hypothesis and counts once; properties of the scores themselves do not count"
+    "robustness tests of importance counts once; properties of the scores themselves do not count"
 )
 
 
 def overall(table: Any) -> tuple[str, str]:
     """(grade, why) from the table of `hypotheses`."""
-    counted = table[(table["part"] != "robustness") & (table["null"] != ABOUT)]
+    counted = table[~counted_before(table) & (table["null"] != ABOUT)]
     artefact = (counted["null"] == SHOWN) | counted["flags"].str.contains(IN_NULL, regex=False)
     tested = (counted["null"] == NOT_SHOWN) & ~artefact
     strong = counted[(counted["grade"] == "strong") & tested]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from basins.experiments.frames import where
 from basins.experiments.layers_words import DESCRIPTION, HYPOTHESES
-from basins.experiments.null_verdicts import NOT_RUN, SHOWN, capped
+from basins.experiments.null_verdicts import BY_SPREAD, NOT_RUN, SHOWN, capped
 from basins.experiments.primary import (
     BY_DENSITY,
     BY_PLACE,
@@ -46,10 +46,12 @@ FLAGS = {
     BY_PLACE: "removing token frequency and position takes more than half of it",
     BY_DENSITY: "removing the density before the block takes more than half of it",
     IN_NULL: "the same effect appears where there is nothing to find: with random weights, or with neighbours or "
-    "displacements that are not the token's own",
+    f"displacements that are not the token's own; where a null is named with{BY_SPREAD}: not the effect, but relative "
+    "scores spread at least half as far there",
     NOTHING_ADDED: "the loss baselines tell the passages apart as well without compression",
     UNFAIR: "a classifier that never sees the model does, so the groups differ in more than memory",
 }
+OF_MEASURE = " and compression"
 ANSWERS = {"yes": "agrees", "no": "differs", "-": "not run"}
 
 
@@ -88,8 +90,14 @@ def _carry_null(rows: list[dict[str, Any]], measure: str) -> None:
             row["flags"] = _joined([*row["flags"].split("; "), IN_NULL])
 
 
+def counted_before(table: pd.DataFrame) -> pd.Series:
+    """Rows of robustness whose hypothesis is an importance row of the same table."""
+    named = {f"relative score and {name.removesuffix(OF_MEASURE)}" for name in where(table, part="importance")["name"]}
+    return (table["part"] == "robustness") & table["name"].isin(named)
+
+
 def _of_measure(method: str) -> str:
-    return f"{method} and compression"
+    return method + OF_MEASURE
 
 
 def _importance(row: dict[str, Any], correlations: Any, part: PartResult) -> dict[str, Any]:

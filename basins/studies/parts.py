@@ -9,7 +9,7 @@ from typing import Any
 
 from basins import experiments
 from basins.errors import BasinsError, choose
-from basins.experiments.importance_measures import COSTLY
+from basins.experiments.importance_measures import COSTLY, size_of
 from basins.experiments.importance_words import THRESHOLDS as FOR_IMPORTANCE
 from basins.experiments.layers_words import THRESHOLDS as FOR_LAYERS
 from basins.experiments.linguistic_words import THRESHOLDS as FOR_LINGUISTIC
@@ -121,6 +121,10 @@ class PartResult:
     manifest: dict[str, Any]
     resumed: bool
 
+    @property
+    def drawn(self) -> bool:
+        return any((self.folder / "figures").glob("*.png"))
+
     def table(self, name: str) -> Any:
         """One of its tables; an empty frame where it has none of that name."""
         import pandas as pd
@@ -139,7 +143,8 @@ class PartResult:
 def best_finding(findings: list[PartResult]) -> dict[str, Any]:
     """What robustness is asked of: the importance measure with the best verdict, at its layer; {} is its own default.
 
-    Measures that only a sample of tokens has are passed over: a variation would leave too few of them.
+    As importance compares it: of a signed measure its size. Measures that only a sample of tokens has are passed over:
+    a variation would leave too few of them.
     """
     for part in findings:
         if part.part.name != "importance":
@@ -149,6 +154,7 @@ def best_finding(findings: list[PartResult]) -> dict[str, Any]:
         if len(judged):
             row = judged.iloc[0]
             frame = part.tokens(next(iter(part.manifest["models"])))
-            columns = frame[["layer", "sequence", "position", row["method"]]].dropna()
-            return {"measure": columns, "layer": int(row["layer"])}
+            method = row["method"]
+            columns = frame[["layer", "sequence", "position"]].assign(**{method: size_of(method, frame[method])})
+            return {"measure": columns.dropna(), "layer": int(row["layer"])}
     return {}

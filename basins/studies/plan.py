@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from basins import __version__
 from basins.errors import BasinsError
 from basins.experiments.primary import in_words
 from basins.lens import block_device, fingerprint, n_layers
+from basins.runs import describe_input
 from basins.studies.grades import RULES
 from basins.studies.hypotheses import FLAGS
 from basins.studies.parts import Part, Shared
@@ -34,7 +36,7 @@ def make_plan(shared: Shared, parts: tuple[Part, ...], options: dict[str, Any], 
         "k": shared.k,
         "layers": "all" if shared.layers is None else shared.layers,
         "parts": {part.name: part.title for part in parts},
-        "options": options,
+        "options": {part: {name: _named(one) for name, one in some.items()} for part, some in options.items()},
         "primary": in_words(scorer),
         "thresholds": {part.name: part.thresholds for part in parts},
         "grades": RULES,
@@ -43,21 +45,41 @@ def make_plan(shared: Shared, parts: tuple[Part, ...], options: dict[str, Any], 
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": str(block_device(shared.first.model, 0)),
     }
-    return json.loads(json.dumps(about, default=str))
+    return json.loads(json.dumps(about, default=_digest))
 
 
 def _texts(texts: list[str] | str | None) -> Any:
-    if texts is None or isinstance(texts, str):
-        return texts or "the shipped book"
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    return {"texts": len(texts), "sha256": digest}
+    if texts is None or isinstance(texts, str | os.PathLike):
+        return "the shipped book" if texts is None else _named(texts)
+    return {"texts": len(texts)} | _digest("\0".join(texts))
+
+
+def _named(value: Any) -> Any:
+    """A name with the digest of the file that it stands for, which may be another one when the study goes on."""
+    if not isinstance(value, str | os.PathLike):
+        return value
+    about = describe_input(os.fspath(value))
+    return {"file": os.fspath(value), "sha256": about["sha256"]} if "sha256" in about else os.fspath(value)
+
+
+def _digest(value: Any) -> Any:
+    """What JSON has no form for: the class, and a digest of everything in it."""
+    import pandas as pd
+
+    if isinstance(value, pd.DataFrame | pd.Series):
+        content = value.to_csv(index=False).encode()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    else:
+        content = str(value).encode()
+    return {"kind": type(value).__name__, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def start_or_resume(folder: Path, plan: dict[str, Any]) -> bool:
     """Write the plan into a new folder, or find the same plan in it: True where a study is taken up again."""
     place = folder / PLAN
     if place.is_file():
-        found = json.loads(place.read_text(encoding="utf-8"))
+        found = _read(place)
         differ = [name for name in plan if name not in FREE and plan[name] != found.get(name)]
         if differ:
             said = "; ".join(f"{name} was {found.get(name)!r:.120} and is {plan[name]!r:.120}" for name in differ)
@@ -74,6 +96,21 @@ def start_or_resume(folder: Path, plan: dict[str, Any]) -> bool:
     except OSError as error:
         raise BasinsError(f"{folder} cannot be written ({error}). Choose another folder.") from error
     return False
+
+
+def _read(place: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found, said = None, f" ({error})"
+    else:
+        said = ""
+    if not isinstance(found, dict):
+        raise BasinsError(
+            f"{place} is no plan of a study{said}: it is damaged, or another program's. Choose another folder, or "
+            "remove this one to begin anew."
+        )
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -116,7 +116,8 @@ def study(
         say(f"{number} of {len(chosen)}: {part.name}. {part.title}")
         result = _one(part, shared, folder, given.get(part.name, {}), list(results.values()), pictures)
         results[part.name] = result
-        done = "done before" if result.resumed else f"{result.manifest['seconds']:.0f} s"
+        before = "done before" if result.drawn or not pictures else "done before, without pictures"
+        done = before if result.resumed else f"{result.manifest['seconds']:.0f} s"
         say(f"    {result.manifest['grade']} ({done}): {result.folder}")
     table = hypotheses(list(results.values()))
     grade, why = overall(table)
