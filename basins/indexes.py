@@ -38,6 +38,8 @@ ROWS_AT_ONCE = 2**14
 FLOATS_IN_CACHE = 2**16
 # Below this, in units of the largest squared norm, float32 may have rounded a square to 0.
 UNDERFLOW = 2.0**-120
+# Of products; `find_neighbors` sees to it that float32 ones are computed in float32, whatever the user's switches say.
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
 def uses_faiss(settings: ScorerSettings, n_bank: int, device: torch.device) -> bool:
@@ -73,7 +75,7 @@ class SearchSpace:
 
     @cached_property
     def slack(self) -> float:
-        return (4 * self.width + 32) * _unit_roundoff(self.low, self.bank.device)
+        return (4 * self.width + 32) * UNIT_ROUNDOFF[self.low]
 
     @cached_property
     def query_low(self) -> Float[Tensor, "query d_plus_1"]:
@@ -169,16 +171,6 @@ def _unit(states: Float[Tensor, "token d_model"], which: int, own_axis: bool) ->
     own = states.new_zeros(len(states), 2)
     own[:, which] = zero[:, 0].double() * own_axis
     return torch.cat([states / norms.masked_fill(zero, 1), own], 1)
-
-
-def _unit_roundoff(dtype: torch.dtype, device: torch.device) -> float:
-    """Of the product as the user's PyTorch settings let it be computed (TF32 and bfloat16 modes included)."""
-    if dtype == torch.float64:
-        return 2.0**-53
-    full = torch.get_float32_matmul_precision() == "highest"
-    if device.type == "cuda":
-        full = full and not torch.backends.cuda.matmul.allow_tf32
-    return 2.0**-24 if full else 2.0**-8
 
 
 @runtime_checkable

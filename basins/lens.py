@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from basins.errors import BasinsError
+from basins.precision import no_autocast
 
 NEEDED = ("cfg", "hook_dict", "run_with_cache", "run_with_hooks")
 
@@ -137,11 +138,18 @@ def weight_processing(model: Any) -> str:
 
 
 def hook_fingerprint(model: Any) -> tuple:
-    """Changes whenever a hook is added to or taken from any module: PyTorch never gives a hook's number twice."""
-    return tuple(
+    """Changes whenever a hook is added to or taken from any module (PyTorch never gives a hook's number twice), and
+    when a module or its `forward` is replaced."""
+    modules = all_modules(model)
+    hooks = tuple(
         (place, tuple(module._forward_pre_hooks), tuple(module._forward_hooks))
-        for place, module in enumerate(all_modules(model))
+        for place, module in enumerate(modules)
         if module._forward_pre_hooks or module._forward_hooks
+    )
+    return (
+        hooks,
+        tuple(id(module) for module in modules),
+        tuple(id(module.__dict__.get("forward")) for module in modules),
     )
 
 
@@ -198,10 +206,10 @@ def fingerprint(model: Any) -> str:
 
 @contextmanager
 def as_found(model: nn.Module) -> Iterator[None]:
-    """No gradients and evaluation mode inside; afterwards, also after an exception, all modes are as they were."""
+    """No gradients, no autocast and evaluation mode inside; afterwards, also after an exception, all is as it was."""
     modes = [(module, module.training) for module in all_modules(model)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast():
             if any(training for _, training in modes):
                 model.eval()
             yield

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from basins.errors import BasinsError
@@ -23,7 +24,9 @@ KNOWN = (
     LookupError,
     RuntimeError,
     AttributeError,
+    AssertionError,
     TypeError,
+    StrictDataclassError,
     SafetensorError,
     struct.error,
 )

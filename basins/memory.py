@@ -117,7 +117,9 @@ class Memory:
         """`given` bytes, or the device's default."""
         return cls(Budget(default_budget(device) if given is None else given))
 
-    def attempt(self, layer: int, measure: Callable[[], Result], start_over: Callable[[], None]) -> Result:
+    def attempt(
+        self, layer: int, measure: Callable[[], Result], start_over: Callable[[], None] = lambda: None
+    ) -> Result:
         """`measure()` within the budget; where memory runs out, once more within half of it, after `start_over()`.
 
         Raises BasinsError where it runs out again: what was asked for, and which settings help.

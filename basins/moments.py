@@ -11,7 +11,7 @@ from basins.errors import BasinsError
 from basins.indexes import uses_half
 from basins.jobs import Job
 from basins.lens import block_device
-from basins.memory import Budget, in_words
+from basins.memory import Budget, Memory, in_words
 from basins.settings import ScorerSettings
 from basins.shapes import shape_of
 
@@ -102,8 +102,14 @@ def check_budget(job: Job) -> None:
     )
 
 
-def check_given_budget(model: Any, shape: tuple[int, int], settings: ScorerSettings, budget: Budget) -> None:
-    """`check_budget` of scoring that many sequences and positions with a loaded model."""
-    device = block_device(model, 0)
-    half = uses_half(settings, shape[0] * shape[1], device)
-    check_budget(Job(shape_of(model), *shape, settings, device, budget, half=half))
+def memory_of_call(model: Any, shape: tuple[int, int] | None, settings: ScorerSettings) -> Memory:
+    """Of scoring that many sequences and positions (None: of nothing yet) with a loaded model.
+
+    Raises BasinsError where the settings' budget is too small for it.
+    """
+    device, given = block_device(model, 0), settings.memory_budget
+    memory = Memory.of(given, device)
+    if given is not None and shape is not None:
+        half = uses_half(settings, shape[0] * shape[1], device)
+        check_budget(Job(shape_of(model), *shape, settings, device, memory.budget, half=half))
+    return memory

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from basins.equal_states import EqualStates
 from basins.errors import BasinsError
 from basins.half_search import HalfFlat, halves, refusal
 from basins.indexes import HALF_FROM, Index, SearchSpace, make_index, search_space, uses_half
 from basins.memory import fitted
+from basins.precision import matmul_precision
 from basins.settings import ScorerSettings
 
 # More candidates than k, so that the bound can usually tell them from the rest.
@@ -94,11 +97,13 @@ def find_neighbors(
     half = uses_half(settings, len(bank), device)
     if settings.index == "auto" and not half and device.type == "cuda" and len(bank) >= HALF_FROM:
         report["half_refused"] = refusal(device)
-    for queries, members in _groups(query_table, bank_table, settings, half):
-        if not len(members):
-            continue
-        found = _Group(space, queries, members, query_table, bank_table, settings, same).run(ids, distances, half)
-        report = _together(report, found)
+    # Full float32 products, which the bounds count on.
+    with matmul_precision("float32", device, torch.float32):
+        for queries, members in _groups(query_table, bank_table, settings, half):
+            if not len(members):
+                continue
+            found = _Group(space, queries, members, query_table, bank_table, settings, same).run(ids, distances, half)
+            report = _together(report, found)
     if settings.metric == "cosine":
         distances = distances.square() / 2
     return Neighbors(ids, distances.to(query.dtype), report)
@@ -176,8 +181,6 @@ class _Group:
         self.query_table, self.bank_table, self.same = query_table, bank_table, same
         self.leave_self_out = same and not settings.include_self
         self.other_sequence = same and settings.neighbors == "cross_sequence"
-        self.query_sequence, self.bank_sequence = query_table.sequence, bank_table.sequence
-        self.query_token, self.bank_token = query_table.token, bank_table.token
         # How many states the rules can forbid one query: an index is asked for that many more.
         self.may_forbid = int(self.leave_self_out)
         if self.other_sequence:
@@ -205,6 +208,13 @@ class _Group:
             complete = chosen_distances[:, -1].isfinite()
             proven = (chosen_distances[:, -1] < bound) | bound.isinf() if index.exact else complete
             unproven = (~proven).nonzero()[:, 0]
+            equal = unproven[chosen_distances[unproven, -1] == 0]
+            if len(equal):
+                # Nothing can be nearer; only which of the equal members have the lowest ids is open.
+                nearest, apart = self._equal(queries[equal])
+                sure = (apart == 0).all(1)
+                chosen[equal[sure]], chosen_distances[equal[sure]] = nearest[sure], apart[sure]
+                unproven = unproven[~torch.isin(unproven, equal[sure])]
             if len(unproven):
                 again += len(unproven)
                 nearest = self._search_again(queries[unproven], chosen_distances[unproven, -1])
@@ -218,11 +228,10 @@ class _Group:
         space = self.space
         query = halves(space.query, space.centre, space.scale)
         bank = query if space.query is space.bank else halves(space.bank, space.centre, space.scale)
-        labels = 0, self.query_sequence, self.bank_sequence
-        if self.other_sequence:
-            labels = 1, self.query_sequence, self.bank_sequence
-        elif self.settings.neighbors == "same_token" and self.query_token is not None and self.bank_token is not None:
-            labels = 2, self.query_token, self.bank_token
+        tokens = self.query_table.token, self.bank_table.token
+        labels = int(self.other_sequence), self.query_table.sequence, self.bank_table.sequence
+        if self.settings.neighbors == "same_token" and tokens[0] is not None and tokens[1] is not None:
+            labels = 2, tokens[0], tokens[1]
         return HalfFlat(query, bank, self.members, space.scale, labels, self.settings.k + self.leave_self_out)
 
     def _candidates(self, index: Index, queries: Int[Tensor, "q"]) -> tuple[Int[Tensor, "q c"], Float[Tensor, "q"]]:
@@ -238,6 +247,19 @@ class _Group:
         # Asked for every member, an index has left nothing out.
         complete = (n == len(self.members)) & (ids[:, -1] < 0)
         return ids, bound.masked_fill(complete, float("inf"))
+
+    def _equal(self, queries: Int[Tensor, "q"]) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
+        """The first allowed members that have a query's code, and how far they are."""
+        found = self._equals.lowest(self.space.query[queries], self.settings.k + self.may_forbid)
+        out = (found < 0) | self.forbidden(queries[:, None], found)
+        first = out.byte().argsort(dim=1, stable=True)[:, : self.settings.k]
+        found = found.masked_fill(out, -1).gather(1, first)
+        apart = self.space.squared_distances(queries[:, None], found.clamp_min(0))
+        return found, apart.masked_fill(found < 0, float("inf"))
+
+    @cached_property
+    def _equals(self) -> EqualStates:
+        return EqualStates(self.space.bank, self.members)
 
     def _search_again(self, queries: Int[Tensor, "q"], reach: Float[Tensor, "q"]) -> tuple[Tensor, Tensor]:
         """Search all members that the bound does not put beyond `reach`, the k-th candidate's squared distance."""

@@ -23,10 +23,12 @@ def restart_layers(
     model: Any,
     inputs: dict[int, Float[Tensor, "row pos d_model"]],
     attention_mask: Int[Tensor, "row pos"],
+    tokens: Int[Tensor, "row pos"] | None = None,
 ) -> dict[int, Float[Tensor, "row pos d_model"]]:
     """Every layer's output when it starts from the states given, in one forward pass through `run_with_hooks`.
 
-    The states replace the residual stream at `hook_resid_pre`, so earlier layers and the tokens do not matter.
+    The states replace the residual stream at `hook_resid_pre`, so earlier layers do not matter, and the tokens only
+    where blocks read them (per-layer embeddings of Gemma 4); None: any.
     """
     outputs: dict[int, Tensor] = {}
 
@@ -42,7 +44,8 @@ def restart_layers(
     hooks = [(resid_pre(layer), start(layer)) for layer in inputs] + [
         (resid_post(layer), keep(layer)) for layer in inputs
     ]
-    run(model, dummy_tokens(model, *attention_mask.shape), attention_mask, hooks, until=resid_post(max(inputs)))
+    tokens = dummy_tokens(model, *attention_mask.shape) if tokens is None else tokens
+    run(model, tokens, attention_mask, hooks, until=resid_post(max(inputs)))
     return outputs
 
 

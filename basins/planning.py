@@ -114,6 +114,10 @@ def plan(
     place, here = (place, True) if device is None else _device(device)
     if shape.n_ctx and length > shape.n_ctx:
         raise BasinsError(f"length={length} is more than the context of {shape.name}, {shape.n_ctx} tokens.")
+    if rate is not None and not (isinstance(rate, int | float) and rate > 0):
+        raise BasinsError(f"rate={rate!r} is no number above 0: it counts operations a second. None measures it.")
+    if dtype is not None and (hasattr(model, "cfg") or isinstance(model, ModelShape)):
+        raise BasinsError(f"dtype={dtype!r} is of a model that will be loaded; this one has its own. Leave it out.")
     wanted = check_layers_of(shape.n_layers, layers)
     to_load = 0 if hasattr(model, "cfg") else shape.weight_bytes
     job = Job(
@@ -129,6 +133,8 @@ def plan(
         states_budget=asked.memory_budget or MEMORY_BUDGET,
         half=_uses_half(asked, n_tokens, place, here),
     )
+    if job.n < asked.k + 1:
+        raise BasinsError(f"k={asked.k} needs at least {asked.k + 1} states and there are {job.n}. Pass a smaller k.")
     if asked.memory_budget is not None:
         check_budget(job)
     if rate is None:

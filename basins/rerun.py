@@ -24,7 +24,7 @@ from basins.hooked_transformer import call_hooked_block
 from basins.lens import block_device, block_dtype
 from basins.memory import AHEAD_SHARE, fitted
 from basins.patching import call_block, patch_block, patch_model, restart_layers
-from basins.precision import matmul_precision
+from basins.precision import matmul_precision, products_are_full
 
 # Patched rows per call, in sequence lengths. Fewer rows repeat the context more often; more rows form more attention
 # scores between patched rows, which the mask then throws away.
@@ -57,6 +57,8 @@ class Replay:
     ) -> None:
         self.model, self.path, self.call, self.states, self.attention_mask = model, path, call, states, attention_mask
         self.precision = precision
+        # Whether patched rows are multiplied as the model's own are.
+        self.same_products = precision == "float32" and products_are_full(states.device)
         self._next: Float[Tensor, "batch pos d_model"] | None = None
         if path == "core":
             self.parts = block_parts(model, call.layer)
@@ -77,7 +79,7 @@ class Replay:
                 return push(self.parts, self.context, patches, positions, projected, last)
             if self.path == "packed":
                 outputs, next_states = packed_replay(self.model, self.call, self.states, patches, positions)
-                if self.precision == "float32" and self._next is None:
+                if self.same_products and self._next is None:
                     self._next = next_states
                 return outputs
             flat, at = patches.reshape(-1, d_model), positions.reshape(-1)

@@ -9,14 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from basins.activations import (
-    CacheStates,
-    States,
-    check_finite,
-    check_mask,
-    check_tokens,
-    embed_all_layers,
-)
+from basins.activations import CacheStates, States, check_finite, check_mask, check_tokens, embed_all_layers
 from basins.attributed import Attribution
 from basins.attribution import attribute
 from basins.block_calls import dummy_tokens
@@ -25,14 +18,14 @@ from basins.decomposition import Decomposition, decompose
 from basins.errors import BasinsError
 from basins.fitted_bank import FittedBank
 from basins.layer_loop import measure_layers
-from basins.lens import as_found, block_device, check_layers, check_model, measuring_dtype, model_name
-from basins.memory import Memory, within
-from basins.moments import check_given_budget
+from basins.lens import as_found, check_layers, check_model, measuring_dtype, model_name
+from basins.memory import Memory
+from basins.moments import memory_of_call
 from basins.neighbors import TokenTable, table_of
 from basins.results import assemble, provenance
 from basins.scores import BasinScores
 from basins.selfcheck import SelfCheck
-from basins.settings import ScorerSettings
+from basins.settings import ScorerSettings, whole
 from basins.sources import CacheSource, Source, SweepSource, plan_batch, record_chunks
 from basins.state_store import MEMORY_BUDGET
 
@@ -140,13 +133,18 @@ class BasinScorer:
         mask = check_mask(attention_mask, states.shape)
         for layer in wanted:
             check_finite(states.layer(layer), mask.bool(), layer)
-        memory = self._memory(states.shape)
-        with as_found(self.model), within(memory.budget):
+        memory = memory_of_call(self.model, states.shape, self.settings)
+
+        def prepared() -> CacheSource:
             source = CacheSource(states, mask, self.model, self.dtype)
             if self.settings.method == "rerun":
                 given = ids if ids is not None else dummy_tokens(self.model, *states.shape).cpu()
                 source.paths = self._self_check.paths(given, mask, wanted, lambda layer, row: states.layer(layer)[row])
                 source.chunks = record_chunks(self.model, given, mask, wanted, self.settings.batch_size)
+            return source
+
+        with as_found(self.model):
+            source = memory.attempt(wanted[0], prepared)
             return self._score(source, ids, mask, wanted, None, memory)
 
     def score_texts(
@@ -197,14 +195,20 @@ class BasinScorer:
             raise BasinsError("tokens is None. Pass token ids, one row a sequence; texts go to score_texts().")
         check_room(self.model, ids)
         mask = check_mask(attention_mask, (ids.shape[0], ids.shape[1]))
-        memory = self._memory((ids.shape[0], ids.shape[1]))
-        with as_found(self.model), within(memory.budget):
-            rerun = self.settings.method == "rerun"
-            size, given = self.settings.batch_size, [memory_budget, self.settings.memory_budget, MEMORY_BUDGET]
-            budget = next(n_bytes for n_bytes in given if n_bytes is not None)
+        if memory_budget is not None:
+            whole("memory_budget", memory_budget, 0, "it counts bytes of states that stay in main memory.")
+        memory = memory_of_call(self.model, (ids.shape[0], ids.shape[1]), self.settings)
+        rerun, size = self.settings.method == "rerun", self.settings.batch_size
+        given = [memory_budget, self.settings.memory_budget, MEMORY_BUDGET]
+        budget = next(n_bytes for n_bytes in given if n_bytes is not None)
+
+        def prepared() -> SweepSource:
             source = SweepSource(self.model, ids, mask, wanted, self.dtype, size, budget, rerun)
-            span = tuple(range(wanted[0], wanted[-1] + 1))
-            source.paths = self._self_check.paths(ids, mask, span)
+            source.paths = self._self_check.paths(ids, mask, tuple(range(wanted[0], wanted[-1] + 1)))
+            return source
+
+        with as_found(self.model):
+            source = memory.attempt(wanted[0], prepared)
             return self._score(source, ids, mask, wanted, tokenization, memory)
 
     def fit(
@@ -222,10 +226,14 @@ class BasinScorer:
         if isinstance(bank, (str, list, tuple)):
             bank = tokenize(self.model, [bank] if isinstance(bank, str) else list(bank), **tokenization)
         if isinstance(bank, TokenBatch):
-            tokens, attention_mask = bank.tokens, bank.attention_mask
-            size = self.settings.batch_size or plan_batch(self.model, tokens.shape[1])
+            tokens, attention_mask = ids, real = bank.tokens, bank.attention_mask
+
+            def embedded() -> States:
+                size = self.settings.batch_size or plan_batch(self.model, ids.shape[1])
+                return embed_all_layers(self.model, ids, real, size, self.dtype)
+
             with as_found(self.model):
-                states: States = embed_all_layers(self.model, tokens, attention_mask, size, self.dtype)
+                states: States = memory_of_call(self.model, None, self.settings).attempt(0, embedded)
         else:
             states = CacheStates(bank, self.model)
         mask = check_mask(attention_mask, states.shape)
@@ -278,12 +286,6 @@ class BasinScorer:
         settings = provenance(self.model, self.settings, self.dtype, used, about, tokenization)
         settings["memory_halved_at"] = memory.halved_at
         return assemble(measured, table, mask, tokens, settings, self.model)
-
-    def _memory(self, shape: tuple[int, int]) -> Memory:
-        memory = Memory.of(self.settings.memory_budget, block_device(self.model, 0))
-        if self.settings.memory_budget is not None:
-            check_given_budget(self.model, shape, self.settings, memory.budget)
-        return memory
 
     def _enough(self, table: TokenTable, needed: int, where: str) -> None:
         usable = int(table.usable.sum())

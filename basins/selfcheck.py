@@ -20,7 +20,8 @@ from torch import Tensor
 from basins.block_calls import BlockCall, CannotRebuild, record_calls
 from basins.block_parts import has_known_parts
 from basins.core import check_causal
-from basins.lens import block_device, block_dtype, hook_fingerprint
+from basins.errors import BasinsError
+from basins.lens import block_device, block_dtype, hook_fingerprint, model_name
 from basins.memory import is_out_of_memory
 from basins.patching import patch_block, restart_layers
 from basins.precision import matmul_precision
@@ -58,6 +59,7 @@ def check_paths(
     model: Any,
     calls: dict[int, BlockCall],
     states: dict[int, Float[Tensor, "1 pos d_model"]],
+    tokens: Int[Tensor, "1 pos"],
     attention_mask: Int[Tensor, "1 pos"],
     seed: int,
 ) -> dict[int, CheckedPath]:
@@ -67,13 +69,14 @@ def check_paths(
     """
     layer = next(iter(calls))
     with matmul_precision("float32", block_device(model, layer), block_dtype(model, layer)):
-        return _check_paths(model, calls, states, attention_mask, seed)
+        return _check_paths(model, calls, states, tokens, attention_mask, seed)
 
 
 def _check_paths(
     model: Any,
     calls: dict[int, BlockCall],
     states: dict[int, Float[Tensor, "1 pos d_model"]],
+    tokens: Int[Tensor, "1 pos"],
     attention_mask: Int[Tensor, "1 pos"],
     seed: int,
 ) -> dict[int, CheckedPath]:
@@ -90,11 +93,25 @@ def _check_paths(
         rows = own.repeat(N_FOREIGN + 1, 1, 1)
         rows[torch.arange(1, N_FOREIGN + 1), positions] = own[0, donors] + 0.25 * own[0, donors].roll(1, 0)
         inputs[layer] = rows
-    expected = restart_layers(model, inputs, attention_mask.repeat(N_FOREIGN + 1, 1))
-    return {
+    masks = attention_mask.repeat(N_FOREIGN + 1, 1)
+    expected = restart_layers(model, inputs, masks, tokens.repeat(N_FOREIGN + 1, 1))
+    paths = {
         layer: _check_layer(model, call, inputs[layer], expected[layer], real, positions)
         for layer, call in calls.items()
     }
+    whole = {layer: inputs[layer] for layer, checked in paths.items() if checked.path == "full_model"}
+    # The whole model is run on any tokens.
+    for layer, got in restart_layers(model, whole, masks).items() if whole else ():
+        if not bool(expected[layer].isfinite().all()):
+            continue  # it overflows, which scoring says
+        rows = (each[layer][:, real.to(got.device)].flatten(0, 1).to(got.device) for each in (expected, inputs))
+        if not disagreement(got[:, real.to(got.device)].flatten(0, 1), *rows) <= 1:
+            raise BasinsError(
+                f"block {layer} of {model_name(model)} cannot be re-run: called alone it does not do what it does in "
+                f"the model ({paths[layer].refused['single_block']}), and in the whole model what it does depends on "
+                "the tokens, not on the states alone. Possible: method='lookup' on a cache."
+            )
+    return paths
 
 
 def _check_layer(
@@ -158,7 +175,7 @@ class SlowReplay(UserWarning):
 
 
 class SelfCheck:
-    """Checks each layer of a model once for the same hooks, kind of padding and length, and remembers its path."""
+    """Checks each layer of a model once for the same hooks, modules, padding and length, and remembers its path."""
 
     def __init__(self, model: Any, seed: int) -> None:
         self.model, self.seed = model, seed
@@ -186,7 +203,7 @@ class SelfCheck:
         calls, states = record_calls(self.model, tokens, mask, layers, layers if states_at is None else ())
         if states_at is not None:
             states = {layer: states_at(layer, slice(row, row + 1))[:, :end] for layer in layers}
-        paths = check_paths(self.model, calls, states, mask, self.seed)
+        paths = check_paths(self.model, calls, states, tokens, mask, self.seed)
         slow = [layer for layer, checked in paths.items() if checked.path not in ("core", "packed")]
         if slow:
             first = paths[slow[0]]

@@ -132,6 +132,8 @@ def shape_of_config(config: Any, name: str, dtype_bytes: int = 4, model_class: A
     with explained(name), torch.device("meta"):
         empty = (model_class._from_config if model_class else AutoModelForCausalLM.from_config)(config)
     n = _get(config.get_text_config(), "num_hidden_layers", "n_layer", "num_layers")
+    if n < 1:
+        raise BasinsError(f"{name} has num_hidden_layers={n}: a model without blocks has nothing to score.")
     lists = [module for module in empty.modules() if isinstance(module, nn.ModuleList) and len(module) == n]
     if not lists:
         raise BasinsError(
@@ -156,7 +158,7 @@ def shape_of_config(config: Any, name: str, dtype_bytes: int = 4, model_class: A
         n_heads=n_heads,
         n_kv_heads=n_kv,
         d_head=_get(config, "head_dim") or d_model // n_heads,
-        d_mlp=_get(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * d_model,
+        d_mlp=_get(config, "intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner") or 4 * d_model,
         gated=any(part.endswith(GATED) for part, _ in block.named_modules()),
         n_parameters=sum(parameter.numel() for parameter in empty.parameters()),
         # Experts are stacked in tensors of three axes, and a token goes through some of them.
@@ -172,7 +174,10 @@ def shape_of_config(config: Any, name: str, dtype_bytes: int = 4, model_class: A
 def _get(config: Any, *names: str) -> int:
     """The first of these names that the configuration has; 0 where it has none."""
     for name in names:
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError:  # transformers' for what differs from layer to layer
+            value = max(getattr(layer, name) for layer in config.per_layer_config)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return 0

@@ -207,7 +207,8 @@ def check_next_layer(
             f"re-running block {layer} on the cached states does not give the cached layer {layer + 1} (off by "
             f"{error:.3g} times what rounding explains). Likely causes: the batch was padded and attention_mask was "
             "not passed to score(); the cache comes from other weights or another precision; hooks were active then "
-            "and are not now (or the reverse); the model was in training mode."
+            "and are not now (or the reverse); the model was in training mode or under autocast; its blocks read the "
+            "tokens (per-layer embeddings), and tokens were not passed to score()."
         )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from tiny_models import D_VOCAB, tiny_model
 
+import basins
 from basins import memory, transition
+from basins.activations import embed_all_layers
 from basins.errors import BasinsError
 from basins.memory import Budget, default_budget, fitted, in_words, is_out_of_memory, within
 from basins.scorer import BasinScorer
@@ -215,3 +219,43 @@ def test_other_errors_are_not_retried(monkeypatch):
 def test_the_budget_ends_with_the_call(tiny):
     BasinScorer(tiny("gpt2"), k=3, memory_budget=2**19).score_tokens(TOKENS)
     assert fitted(1000, 10**9) == 1000
+
+
+@pytest.mark.parametrize("place", ["shared_calls.record_calls", "selfcheck.restart_layers"])
+@pytest.mark.parametrize("way", ["tokens", "cache"])
+def test_memory_that_runs_out_before_the_first_layer_is_met_too(place, way, monkeypatch):
+    model = tiny_model("gpt2")
+    _, cache = model.run_with_cache(TOKENS)
+
+    def scored():
+        scorer = BasinScorer(model, k=3)
+        return scorer.score_tokens(TOKENS) if way == "tokens" else scorer.score(cache, TOKENS)
+
+    expected = scored()
+    module, name = place.split(".")
+    original = getattr(importlib.import_module(f"basins.{module}"), name)
+    monkeypatch.setattr(f"basins.{place}", Failing(original, ERRORS[0], 1))
+    found = scored()
+    assert found.settings["memory_halved_at"] == [0]
+    close(found, expected)
+    monkeypatch.setattr(f"basins.{place}", Failing(original, ERRORS[1], 99))
+    with pytest.raises(BasinsError, match="memory ran out at layer 0, and again"):
+        scored()
+
+
+def test_memory_that_runs_out_while_a_bank_is_embedded_is_met_too(pocket_mini, monkeypatch):
+    texts = basins.pocket.demo_text()[:4]
+
+    def scored():
+        scorer = BasinScorer(pocket_mini, k=3).fit(texts, long_texts="truncate")
+        return scorer.score_texts(texts, long_texts="truncate")
+
+    expected = scored()
+    monkeypatch.setattr("basins.scorer.embed_all_layers", Failing(embed_all_layers, ERRORS[0], 1))
+    close(scored(), expected)
+
+
+@pytest.mark.parametrize("given", ["2GiB", -1, True, 1.5])
+def test_a_calls_own_budget_is_checked(given):
+    with pytest.raises(BasinsError, match="memory_budget"):
+        BasinScorer(tiny_model("gpt2"), k=3).score_tokens(TOKENS, memory_budget=given)

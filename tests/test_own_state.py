@@ -44,7 +44,7 @@ def test_own_state_reproduces_the_next_layer(name, padding, tiny):
             if (name, layer) in UNPACKABLE:
                 one = {layer: before[:1]}
                 only, _ = record_calls(model, TOKENS[:1], mask[:1], [layer])
-                path = check_paths(model, only, one, mask[:1], 0)[layer].path
+                path = check_paths(model, only, one, TOKENS[:1], mask[:1], 0)[layer].path
                 outputs, context = rerun(model, path, call, before, mask, before, positions)
             else:
                 outputs, context = packed_replay(model, call, before, before, positions)

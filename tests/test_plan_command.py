@@ -98,6 +98,7 @@ def test_a_budget_lowers_the_peak():
         (["--tokens", 0], "n_tokens=0 is too small"),
         (["--tokens", 100, "--length", 500], "length=500 is more than the context of pocket, 128 tokens"),
         (["--tokens", 100, "--k", 1], "k=1 is too small"),
+        (["--tokens", 10, "--length", 10, "--k", 10], "k=10 needs at least 11 states and there are 10"),
         (["--tokens", 100, "--layers", "0,99"], "layer=99 is out of range"),
         (["--tokens", 100, "--memory-budget", "lots"], "is no amount of memory"),
         (["--tokens", 4096, "--memory-budget", "1KB"], "too small: the temporaries of 4,096 tokens"),
@@ -108,6 +109,19 @@ def test_a_budget_lowers_the_peak():
 )
 def test_what_cannot_be_planned(arguments, message):
     assert message in run(*arguments, status=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"rate": 0}, "rate=0 is no number above 0"),
+        ({"rate": "fast"}, "rate='fast' is no number above 0"),
+        ({"dtype": "bfloat16"}, "this one has its own"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(asked, message, pocket_mini):
+    with pytest.raises(BasinsError, match=message):
+        basins.plan(pocket_mini, 1000, **asked)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,20 @@ for precision in ("float32", "tf32"):
     with matmul_precision(precision, CUDA, torch.float32):
         pass
     assert switches() == before, (precision, before, switches())
+
+from test_rerun import some_tokens
+from tiny_models import tiny_model
+from basins import BasinScorer
+
+# What comes out of it is the same, too: the model's own states are as the switch has them.
+model = tiny_model("gpt2")
+for path in ("core", "packed"):
+    scores = BasinScorer(model, k=4, index="exact").score(model.run_with_cache(some_tokens())[1])
+    assert {{search["searched_again"] for search in scores.settings["neighbor_search"].values()}} == {{0}}
+    assert set(scores.settings["replay"]) == {{path}}, scores.settings["replay"]
+    assert switches() == before, (precision, before, switches())
+    import basins.selfcheck
+    basins.selfcheck.has_known_parts = lambda model, layer: False
 """
 
 
@@ -69,6 +83,8 @@ for precision in ("float32", "tf32"):
         "torch.set_float32_matmul_precision('medium')",
         "torch.set_float32_matmul_precision('highest')",
         "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+        "torch.backends.fp32_precision = 'bf16'",
     ],
 )
 def test_whichever_switch_the_user_turned_is_as_found(how):
@@ -96,6 +112,18 @@ def test_bfloat16_changes_the_outputs_a_little_and_nothing_else(path, monkeypatc
     assert low.var_out.dtype == torch.float32
     error = (low.var_out / exact.var_out).log().abs().nan_to_num(0)
     assert 1e-5 < float(error.max()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_users_autocast_is_off_inside_and_on_afterwards(name):
+    model, tokens = tiny_model(name), some_tokens()
+    expected = BasinScorer(model, k=4).score_tokens(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = BasinScorer(model, k=4).score_tokens(tokens)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(found.neighbor_ids, expected.neighbor_ids)
+    assert torch.equal(found.var_out, expected.var_out)
+    assert found.settings["replay"] == expected.settings["replay"] == {"core": N_LAYERS}
 
 
 def test_the_next_layers_of_a_sweep_do_not_depend_on_the_precision():

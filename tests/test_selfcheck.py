@@ -21,7 +21,7 @@ def checked(model, mask, row=1, seed=0):
     tokens, mask = some_tokens()[row : row + 1], mask[row : row + 1]
     with as_found(model):
         calls, states = record_calls(model, tokens, mask, layers, layers)
-        return check_paths(model, calls, states, mask, seed)
+        return check_paths(model, calls, states, tokens, mask, seed)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -120,6 +120,24 @@ def test_disagreement_is_measured_against_what_the_block_writes():
     assert disagreement(before + update, before + update, before) == 0
     assert disagreement(before + 1.5 * update, before + update, before) > 1
     assert disagreement(torch.full((1, 8), float("nan")), before, before) == float("inf")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_block_that_was_changed_without_a_hook_is_checked_again(name):
+    model, tokens = tiny_model(name), some_tokens()
+    scorer = BasinScorer(model, k=4)
+    assert scorer.score_tokens(tokens).settings["replay"] == {"core": n_layers(model)}
+    mlp = model.blocks[0].mlp
+    inner = getattr(mlp, "original_component", None) or mlp
+    forward = inner.forward
+    inner.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 0.5
+    try:
+        found = scorer.score_tokens(tokens)
+        assert found.settings["replay"] == {"core": n_layers(model) - 1, "packed": 1}
+        torch.testing.assert_close(found.values, BasinScorer(model, k=4).score_tokens(tokens).values, equal_nan=True)
+    finally:
+        del inner.forward
+    assert scorer.score_tokens(tokens).settings["replay"] == {"core": n_layers(model)}
 
 
 def test_the_check_is_repeated_when_hooks_change_and_not_otherwise(monkeypatch):
