@@ -37,6 +37,7 @@ CASES = {
     "cpu": [
         *["pocket:2048:rerun:0", "pocket:16384:rerun:2", "pocket:16384:lookup:0"],
         *["gpt2:4096:rerun:2", "gpt2:4096:lookup:2", "gpt2:16384:rerun:2", "gpt2:16384:lookup:2"],
+        "qwen:4096:rerun:2",
     ],
     "cuda": [
         *["pocket:16384:rerun:0", "pocket:131072:rerun:0", "pocket:131072:lookup:0"],
@@ -56,6 +57,17 @@ def config_of(name: str) -> Any:
     if name == "gpt2":
         config: Any = transformers.GPT2Config()
         config.architectures = ["GPT2LMHeadModel"]
+    elif name == "qwen":  # four layers of Qwen 2 0.5B's shape: logits would be larger than all else
+        config = transformers.Qwen2Config(
+            vocab_size=151936,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=4,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        )
+        config.architectures = ["Qwen2ForCausalLM"]
     else:  # the shape of Llama 3.2 1B
         config = transformers.LlamaConfig(
             vocab_size=128256,
@@ -132,7 +144,7 @@ def one_case(name: str, n_tokens: int, method: str, n_scored: int, device: torch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cases", nargs="*", help="model:tokens:method:layers; model is pocket, gpt2 or llama")
+    parser.add_argument("--cases", nargs="*", help="model:tokens:method:layers; model is pocket, gpt2, qwen or llama")
     parser.add_argument("--commit", default=None, help="where there is no git")
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--one", help=argparse.SUPPRESS)
