@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from basins.errors import BasinsError
 from basins.precision import no_autocast
 
+PATTERN = "_pattern"
 NEEDED = ("cfg", "hook_dict", "run_with_cache", "run_with_hooks")
 
 
@@ -122,10 +123,25 @@ def run(
 
     device = input_device(model)
     hooks = hooks if until is None else [*hooks, (until, stop)]  # last, so behind the others at the same point
-    with suppress(Enough):
+    with suppress(Enough), without_patterns(model):
         model.run_with_hooks(
             tokens.to(device), fwd_hooks=hooks, return_type=None, attention_mask=attention_mask.to(device)
         )
+
+
+@contextmanager
+def without_patterns(module: nn.Module) -> Iterator[None]:
+    """What attention modules keep of a pass inside is forgotten.
+
+    Bridges of fused query, key and value (GPT-2, GPT-NeoX, BLOOM, Phi-3) hold their last attention pattern: a tensor
+    for every layer, of all rows with all rows.
+    """
+    try:
+        yield
+    finally:
+        for part in module.modules():
+            if part.__dict__.get(PATTERN) is not None:
+                setattr(part, PATTERN, None)
 
 
 def weight_processing(model: Any) -> str:
@@ -208,6 +224,7 @@ def fingerprint(model: Any) -> str:
 def as_found(model: nn.Module) -> Iterator[None]:
     """No gradients, no autocast and evaluation mode inside; afterwards, also after an exception, all is as it was."""
     modes = [(module, module.training) for module in all_modules(model)]
+    patterns = [(module, module.__dict__[PATTERN]) for module, _ in modes if PATTERN in module.__dict__]
     try:
         with torch.no_grad(), no_autocast():
             if any(training for _, training in modes):
@@ -216,3 +233,5 @@ def as_found(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        for module, pattern in patterns:
+            setattr(module, PATTERN, pattern)

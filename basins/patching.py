@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basins.block_calls import BlockCall, dummy_tokens
-from basins.lens import resid_post, resid_pre, run
+from basins.lens import resid_post, resid_pre, run, without_patterns
 
 TOKENS_PER_CALL = 8192
 
@@ -55,7 +55,8 @@ def call_block(
     """Run one block. The states are put in behind the user's hooks on `resid_pre`: they already went through them."""
     handle = model.hook_dict[resid_pre(layer)].register_forward_hook(lambda point, inputs, output: states)
     try:
-        output = model.blocks[layer](*args, **kwargs)
+        with without_patterns(model.blocks[layer]):
+            output = model.blocks[layer](*args, **kwargs)
     finally:
         handle.remove()
     return output[0] if isinstance(output, tuple) else output

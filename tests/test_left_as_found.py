@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from test_scorer import PADDINGS, cached, tokens_and_mask
-from tiny_models import tiny_model
+from tiny_models import D_MODEL, tiny_model
 
 from basins import BasinScorer
+from basins.lens import all_modules
 
 POINT = "blocks.1.hook_attn_out"
 
@@ -164,3 +165,48 @@ def test_no_files_are_left_after_an_interrupt(pocket_mini, tmp_path, monkeypatch
     gc.collect()
     assert seen == [1]
     assert list(tmp_path.iterdir()) == []
+
+
+def kept_by_modules(model) -> dict[tuple[int, str], int]:
+    """How many numbers are in tensors that modules hold as plain attributes, such as the pattern of their last pass."""
+    found = {}
+    for place, module in enumerate(all_modules(model)):
+        for name, value in module.__dict__.items():
+            if isinstance(value, torch.Tensor):
+                found[place, name] = value.numel()
+    return found
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "phi3", "bloom"])
+def test_no_pattern_of_a_rerun_is_kept(name):
+    """Bridges of fused query, key and value hold their last pattern, and packed replay's is of all rows with all."""
+    model = tiny_model.__wrapped__(name)
+    model(tokens_and_mask("none")[0])
+    before = kept_by_modules(model)
+    use_everything(model)
+    assert kept_by_modules(model) == before
+
+
+@pytest.mark.parametrize("method", ["rerun", "lookup"])
+@pytest.mark.parametrize("name", ["gpt2", "phi3"])
+def test_a_sweep_holds_two_layers_whatever_the_depth(name, method, monkeypatch):
+    import gc
+
+    from basins import layer_loop
+
+    tokens, mask = tokens_and_mask("none")
+    tokens, mask = tokens.repeat(3, 1), mask.repeat(3, 1)
+    original, held = layer_loop.measure_transition, []
+
+    def counted(*args):
+        measured = original(*args)
+        gc.collect()
+        tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
+        storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+        held.append(sum(n_bytes for n_bytes in storages.values() if n_bytes >= tokens.numel() * D_MODEL * 4))
+        return measured
+
+    monkeypatch.setattr(layer_loop, "measure_transition", counted)
+    BasinScorer(tiny_model(name), k=3, method=method).score_tokens(tokens, mask)
+    assert len(held) == 3
+    assert held[2] <= held[1]
