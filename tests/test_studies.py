@@ -66,7 +66,10 @@ def test_what_is_done_is_kept_and_what_was_interrupted_goes_on(run, pocket_mini,
 
     monkeypatch.setattr(experiments, "importance", never)
     lines: list[str] = []
+    plan = json.loads((run.folder / "study.json").read_text())
+    (run.folder / "study.json").write_text(json.dumps(plan | {"date": "2026-01-02T03:04:05+00:00"}))
     again = basins.study(pocket_mini, out=run.folder, tell=lines.append, **QUICK)
+    assert "written before anything ran (2026-01-02 03:04:05" in (run.folder / "analysis.md").read_text()
     pd.testing.assert_frame_equal(again.hypotheses, run.hypotheses)
     assert again.grade == run.grade
     assert "done before" in lines[1]
@@ -133,6 +136,7 @@ def test_robustness_is_asked_of_what_importance_compared(tmp_path, pocket_mini):
     options = {"importance": FEW | {"methods": ["gradient_x_input"], "null_rows": 0}}
     options |= {"robustness": FEW | {"sample_rows": None, "weight_draws": 1, "tested_tokens": 1, "n_draws": 39}}
     asked = QUICK | {"parts": ["importance", "robustness"], "options": options, "pictures": False, "k": 5}
+    asked |= {"second_model": random_weights(pocket_mini, 0)}
     found = basins.study(pocket_mini, out=tmp_path / "s", max_length=64, **asked)
     rows = found.hypotheses.set_index("part")
     assert rows.loc["robustness", "layer"] == rows.loc["importance", "layer"]

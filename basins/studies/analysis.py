@@ -49,9 +49,11 @@ def _section(title: str, lines: list[str]) -> list[str]:
 def _counts(found: Study, models: str) -> list[str]:
     lines = [f"Models: {models}. Seed {found.plan['seed']}. Each part in numbers:", ""]
     for name, part in found.parts.items():
+        # Robustness looks at its second model once, and says nothing more of it.
         counts = [
-            f"{model}: {about.get('tokens', about.get('tokens_scored')):,} tokens"
+            f"{model}: {n:,} tokens"
             for model, about in part.manifest["models"].items()
+            if (n := about.get("tokens", about.get("tokens_scored")))
         ]
         lines.append(f"- {name}: {'; '.join(counts)}; {_what(part)}")
     return lines

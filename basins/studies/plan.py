@@ -75,8 +75,8 @@ def _digest(value: Any) -> Any:
     return {"kind": type(value).__name__, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def start_or_resume(folder: Path, plan: dict[str, Any]) -> bool:
-    """Write the plan into a new folder, or find the same plan in it: True where a study is taken up again."""
+def start_or_resume(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Write the plan into a new folder, or find the same plan in it; the plan as it lies there, with its date."""
     place = folder / PLAN
     if place.is_file():
         found = _read(place)
@@ -87,7 +87,7 @@ def start_or_resume(folder: Path, plan: dict[str, Any]) -> bool:
                 f"{folder} holds another study: {said}. Nothing was written. Choose another folder, or give the same "
                 "settings again to go on with it."
             )
-        return True
+        return found
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BasinsError(f"{folder} exists and holds no {PLAN}: it is not a study. Choose another folder.")
     try:
@@ -95,7 +95,7 @@ def start_or_resume(folder: Path, plan: dict[str, Any]) -> bool:
         write_text(place, json.dumps(plan, indent=1, ensure_ascii=False))
     except OSError as error:
         raise BasinsError(f"{folder} cannot be written ({error}). Choose another folder.") from error
-    return False
+    return plan
 
 
 def _read(place: Path) -> dict[str, Any]:

@@ -108,8 +108,7 @@ def study(
     for part in chosen:
         if not (folder / part.name / MANIFEST).is_file():
             part.check(shared, given.get(part.name, {}))
-    plan = make_plan(shared, chosen, given, SCORER | {"k": k})
-    start_or_resume(folder, plan)
+    plan = start_or_resume(folder, make_plan(shared, chosen, given, SCORER | {"k": k}))
     results: dict[str, PartResult] = {}
     for number, part in enumerate(chosen, 1):
         say = tell or (lambda line: None)
