@@ -207,14 +207,12 @@ class _Group:
             # An approximate index proves nothing, but it must not leave a token without neighbours that it has.
             complete = chosen_distances[:, -1].isfinite()
             proven = (chosen_distances[:, -1] < bound) | bound.isinf() if index.exact else complete
-            unproven = (~proven).nonzero()[:, 0]
-            equal = unproven[chosen_distances[unproven, -1] == 0]
-            if len(equal):
-                # Nothing can be nearer; only which of the equal members have the lowest ids is open.
+            # Nothing can be nearer than 0; only which of the equal members have the lowest ids is open.
+            for equal in (~proven & (chosen_distances[:, -1] == 0)).nonzero()[:, 0].split(at_once):
                 nearest, apart = self._equal(queries[equal])
                 sure = (apart == 0).all(1)
-                chosen[equal[sure]], chosen_distances[equal[sure]] = nearest[sure], apart[sure]
-                unproven = unproven[~torch.isin(unproven, equal[sure])]
+                chosen[equal[sure]], proven[equal[sure]] = nearest[sure], True
+            unproven = (~proven).nonzero()[:, 0]
             if len(unproven):
                 again += len(unproven)
                 nearest = self._search_again(queries[unproven], chosen_distances[unproven, -1])
