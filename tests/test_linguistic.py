@@ -20,7 +20,7 @@ from basins.cli import app
 from basins.errors import BasinsError
 from basins.experiments import linguistic
 from basins.experiments.frames import where
-from basins.experiments.linguistic_tables import FUNCTION, HYPOTHESES, NOUN, TAGS, label_of
+from basins.experiments.linguistic_tables import FUNCTION, HYPOTHESES, NOUN, label_of
 from basins.experiments.linguistic_tokens import CONFOUNDS
 from basins.experiments.primary import IN_NULL, PRIMARY, SCORES
 from basins.experiments.score_store import ScoreStore
@@ -265,33 +265,6 @@ def test_too_little_text_is_explained(pocket_mini):
         linguistic(pocket_mini, texts=[short], **SMALL)
     with pytest.raises(BasinsError, match="pieces='all' is not an option"):
         linguistic(pocket_mini, pieces="all", **SMALL)
-
-
-@pytest.mark.parametrize("names", [("NN", "VBD", "IN"), ("PERSON", "PLACE", "OTHER")])
-def test_tags_of_another_tagset_are_tested_and_contrasts_say_why_they_are_not(pocket_mini, names):
-    texts = []
-    for text in read_tagged("pocket-demo", 10).texts:
-        tags = tuple(names[i % 3] for i in range(len(text.tags)))
-        texts.append(TaggedText(text.text, text.spans, tags, text.sentences))
-    found = linguistic(pocket_mini, texts=texts, null_rows=4, weight_draws=1, **SMALL | {"limit": None})
-    assert set(found.contrasts["reason"]) == {"a kind of words has fewer than 10 tokens"}
-    rows = found.verdicts.set_index("name")
-    assert rows["r"].isna().tolist() == [name in (FUNCTION, NOUN) for name in rows.index]
-    assert "too few words to say anything" in found.reading
-    # Tags that go round and round have nothing to do with anything.
-    assert rows.loc[TAGS, "r"] < 0.2
-
-
-@pytest.mark.parametrize("null_rows", [0, 4])
-def test_one_tag_alone_is_not_compared(pocket_mini, null_rows):
-    texts = []
-    for text in read_tagged("pocket-demo", 10).texts:
-        texts.append(TaggedText(text.text, text.spans, ("NOUN",) * len(text.tags), text.sentences))
-    asked = SMALL | {"limit": None}
-    found = linguistic(pocket_mini, texts=texts, null_rows=null_rows, weight_draws=1, **asked)
-    assert set(found.tests_of_tags["reason"]) == {"there are not two tags with enough tokens"}
-    assert found.grade == "none"
-    assert found.verdicts["r"].isna().all()
 
 
 def test_no_tag_with_enough_tokens(pocket_mini):
