@@ -59,7 +59,7 @@ def robustness(
     \b
     basins experiment robustness
     basins experiment robustness --measure log_frequency --layer 3
-    basins experiment robustness --model gpt2 --second-model gpt2-medium --input abstracts.csv --measure tags.csv
+    basins experiment robustness --model gpt2 --second-model gpt2-medium --input abstracts.csv --measure is_noun.csv
     """
     from basins.experiments.robustness_subject import MEASURES, load_measure
 
