@@ -78,7 +78,7 @@ def _searches(job: Job, n: int, width: int, float_bytes: int, kept: Tensors) -> 
     rows = 2 * min(n, ROWS_AT_ONCE) * width * 8
     mean = n * width * 8 if float_bytes < 8 else 0
     centred = {"bank in float64, for its mean": mean} if mean > rows else {"rows in float64": rows}
-    kept = kept | {"ids and distances": n * job.settings.k * 16}
+    kept = kept | {"ids and distances": n * job.settings.k * 16, "codes of equal states": n * 16}
     if job.half:
         products, candidates = _half(job, n, width)
         both = [("search: products", kept | products), ("search: candidates", kept | candidates)]

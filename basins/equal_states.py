@@ -10,14 +10,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ROWS_AT_ONCE = 2**14
+from basins.memory import fitted
+
+FLOATS_AT_ONCE = 2**20
+# For each: a copy, its bits as whole numbers, and those multiplied.
+CODE_BYTES = 28
 
 
 class EqualStates:
     """`members` are rows of `bank`, in rising order."""
 
     def __init__(self, bank: Float[Tensor, "bank d"], members: Int[Tensor, "m"]) -> None:
-        codes = row_codes(bank[members])
+        rows = max(1, fitted(FLOATS_AT_ONCE, CODE_BYTES) // max(1, bank.shape[1]))
+        codes = torch.cat([row_codes(bank[some]) for some in members.split(rows)])
         order = codes.argsort(stable=True)
         self.codes, self.members = codes[order], members[order]
 
@@ -33,7 +38,5 @@ def row_codes(states: Float[Tensor, "token d"]) -> Int[Tensor, "token"]:
     """A number for each row: the same for equal rows, and hardly ever for others, which only distances can tell."""
     bits = {4: torch.int32, 8: torch.int64}[states.element_size()]
     odd = torch.randint(2**62, (states.shape[1],), generator=torch.Generator().manual_seed(0)) * 2 + 1
-    odd = odd.to(states.device)
     # Sums of whole numbers, which are the same in any order; 0 + -0.0 is 0.
-    pieces = [((some + 0.0).view(bits).long() * odd).sum(1) for some in states.split(ROWS_AT_ONCE)]
-    return torch.cat(pieces) if pieces else odd.new_empty(0)
+    return ((states + 0.0).view(bits).long() * odd.to(states.device)).sum(1)

@@ -209,7 +209,7 @@ def plot_local_limit(found: Layers) -> Figure:
             axes.plot(curve["shrink"], curve[column], linewidth=1, color=_depth(layer, layers), marker=".", label=layer)
         axes.set_xscale("log")
         axes.set_xlabel("shrink t of the displacements", fontsize=FONT)
-        smallest = rows["shrink"].min()
+        smallest = rows["smallest"].min()
         title = (
             f"{RHO} with the scores at t = {smallest:g}" if column == "rho" else f"median change from t = {smallest:g}"
         )

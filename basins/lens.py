@@ -155,18 +155,14 @@ def weight_processing(model: Any) -> str:
 
 def hook_fingerprint(model: Any) -> tuple:
     """Changes whenever a hook is added to or taken from any module (PyTorch never gives a hook's number twice), and
-    when a module or its `forward` is replaced."""
+    when a module or its `forward`, its own or its class's, is replaced. It holds them: a freed one's id comes again."""
     modules = all_modules(model)
     hooks = tuple(
         (place, tuple(module._forward_pre_hooks), tuple(module._forward_hooks))
         for place, module in enumerate(modules)
         if module._forward_pre_hooks or module._forward_hooks
     )
-    return (
-        hooks,
-        tuple(id(module) for module in modules),
-        tuple(id(module.__dict__.get("forward")) for module in modules),
-    )
+    return hooks, tuple((module, module.__dict__.get("forward"), type(module).forward) for module in modules)
 
 
 def all_modules(model: Any) -> list[nn.Module]:

@@ -41,8 +41,10 @@ SHRINKS = (1.0, 0.3, 0.1, 0.01)
 LEAST_RHO, MOST_CHANGE = 0.99, 0.01
 # A shrunk neighbourhood has a variance of t^2 times its own: the score's eps would drown it.
 EPS = 1e-30
-# V_in must be so many times the variance of rounding a state, at most (eps |x|)^2 / 12, for half of the queries.
+# V_in must be so many times the variance of rounding a state, at most (eps |x|)^2 / 12, for half of the queries whose
+# neighbours do not coincide.
 RESOLVED = 100
+LOOKED_AT = ("median", "iqr", "rho", "change")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class LocalLimit:
             rows += [row | {"local": all(meets[i:]) and i < len(meets) - 1} for i, row in enumerate(found)]
             unresolved = [shrink for shrink in self.shrinks if shrink not in columns]
             nothing = {"layer": layer, "smallest": smallest, "queries": 0, "local": False}
+            nothing |= dict.fromkeys(LOOKED_AT, math.nan)
             rows += [nothing | {"shrink": shrink} for shrink in unresolved]
         return pd.DataFrame(rows)
 
@@ -138,7 +141,8 @@ def relative_at(
     # As the block gets them.
     before, after = moved.to(dtype).double(), outputs.view_as(moved).double()
     rounding = (torch.finfo(dtype).eps * query.double().norm(dim=-1)) ** 2 / 12
-    resolved = ((variance(before) >= RESOLVED * rounding).double().mean(0) >= 0.5).cpu()
+    enough, apart = variance(before) >= RESOLVED * rounding, variance(neighbors.double()) > 0
+    resolved = (2 * (enough & apart[:, None]).sum(0) >= apart.sum()).cpu()
     if normalize:
         before, after = (x / x.norm(dim=-1, keepdim=True).clamp_min(EPS) for x in (before, after))
     relative = relative_score(variance(before), variance(after), EPS).T.cpu()

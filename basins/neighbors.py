@@ -23,7 +23,7 @@ from basins.errors import BasinsError
 from basins.half_search import HalfFlat, halves, refusal
 from basins.indexes import HALF_FROM, Index, SearchSpace, make_index, search_space, uses_half
 from basins.memory import fitted
-from basins.precision import matmul_precision
+from basins.precision import matmul_precision, no_autocast
 from basins.settings import ScorerSettings
 
 # More candidates than k, so that the bound can usually tell them from the rest.
@@ -98,7 +98,7 @@ def find_neighbors(
     if settings.index == "auto" and not half and device.type == "cuda" and len(bank) >= HALF_FROM:
         report["half_refused"] = refusal(device)
     # Full float32 products, which the bounds count on.
-    with matmul_precision("float32", device, torch.float32):
+    with no_autocast(), matmul_precision("float32", device, torch.float32):
         for queries, members in _groups(query_table, bank_table, settings, half):
             if not len(members):
                 continue

@@ -78,7 +78,10 @@ def _products(device: torch.device, how: str) -> Iterator[None]:
     try:
         yield
     finally:
-        switch.fp32_precision = before  # type: ignore[union-attr]
+        # What it reads as may be what it inherits: set only where it does not say the same without that.
+        switch.fp32_precision = "none"  # type: ignore[union-attr]
+        if switch.fp32_precision != before:  # type: ignore[union-attr]
+            switch.fp32_precision = before  # type: ignore[union-attr]
 
 
 @contextmanager

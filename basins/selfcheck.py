@@ -102,10 +102,10 @@ def _check_paths(
     whole = {layer: inputs[layer] for layer, checked in paths.items() if checked.path == "full_model"}
     # The whole model is run on any tokens.
     for layer, got in restart_layers(model, whole, masks).items() if whole else ():
-        if not bool(expected[layer].isfinite().all()):
+        found = [each[:, real.to(each.device)].flatten(0, 1).cpu() for each in (got, expected[layer], inputs[layer])]
+        if not bool(found[1].isfinite().all()):
             continue  # it overflows, which scoring says
-        rows = (each[layer][:, real.to(got.device)].flatten(0, 1).to(got.device) for each in (expected, inputs))
-        if not disagreement(got[:, real.to(got.device)].flatten(0, 1), *rows) <= 1:
+        if not disagreement(*found) <= 1:
             raise BasinsError(
                 f"block {layer} of {model_name(model)} cannot be re-run: called alone it does not do what it does in "
                 f"the model ({paths[layer].refused['single_block']}), and in the whole model what it does depends on "
@@ -212,7 +212,7 @@ class SelfCheck:
                 f"exact, but slow. Block {slow[0]}: {first.refused['packed']}. scores.settings['replay_refused'] has "
                 "all reasons.",
                 SlowReplay,
-                stacklevel=4,
+                stacklevel=6,
             )
         # Asked for again: a bridge hooks itself in its first forward pass.
         self.known[hook_fingerprint(self.model), padded, end] = paths

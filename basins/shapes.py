@@ -27,6 +27,7 @@ from basins.wrap import has_bridge
 GATED = ("gate_proj", "gate_up_proj", "experts")
 # A bridge takes this matrix apart into query, key and value, and keeps both (GPT-NeoX, BLOOM, Falcon).
 COPIED = "query_key_value."
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def shape_of_config(config: Any, name: str, dtype_bytes: int = 4, model_class: A
 
     with explained(name), torch.device("meta"):
         empty = (model_class._from_config if model_class else AutoModelForCausalLM.from_config)(config)
-    n = _get(config.get_text_config(), "num_hidden_layers", "n_layer", "num_layers")
-    if n < 1:
+    n = _get(config.get_text_config(), *DEPTHS)
+    if not n and any(hasattr(config.get_text_config(), name) for name in DEPTHS):
         raise BasinsError(f"{name} has num_hidden_layers={n}: a model without blocks has nothing to score.")
     lists = [module for module in empty.modules() if isinstance(module, nn.ModuleList) and len(module) == n]
     if not lists:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from reference import assert_same_neighbors, sorted_candidates, tokens_of
 from state_clouds import two_far_piles
 
+from basins.equal_states import EqualStates
 from basins.indexes import FaissFlat, FaissIVF, TorchFlat, make_index, search_space
+from basins.memory import Budget, within
 from basins.neighbors import MARGIN, find_neighbors, table_of
 from basins.precision import matmul_precision
 from basins.settings import ScorerSettings
@@ -165,6 +167,30 @@ def test_neighbours_do_not_depend_on_the_matmul_precision(level, precision):
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.distances, expected.distances)
     assert found.report == expected.report  # none had to be searched again for it
+
+
+@pytest.mark.parametrize("index", ["exact", "faiss"])
+def test_neighbours_do_not_depend_on_autocast(index):
+    states = torch.randn(90, 16, generator=torch.Generator().manual_seed(0))
+    expected = found_in(states, index)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = found_in(states, index)
+    assert torch.equal(found.ids, expected.ids)
+    assert found.report == expected.report
+
+
+def test_codes_of_equal_rows_are_equal_whatever_the_pieces():
+    states = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    states[1::3], states[4, 0], states[7, 0] = states[1], 0.0, -0.0
+    states[4, 1:] = states[7, 1:]
+    members = torch.arange(2, 40)
+    whole = EqualStates(states, members)
+    with within(Budget(1)):  # a row at a time
+        apart = EqualStates(states, members)
+    assert torch.equal(whole.codes, apart.codes)
+    for query in range(40):
+        equal = [m for m in members.tolist() if torch.equal(states[m], states[query])]
+        assert [m for m in apart.lowest(states[query][None], 4)[0].tolist() if m >= 0] == equal[:4]
 
 
 def test_auto_takes_faiss_for_large_banks_on_a_cpu(monkeypatch):

@@ -106,6 +106,26 @@ def test_radii_below_the_digits_of_bfloat16_say_nothing(pocket_mini):
     assert table["smallest"].isin((0.1, 0.3)).all()
 
 
+def test_neighbours_that_coincide_say_nothing_of_the_digits():
+    """At layer 0 of a rotary model every occurrence of a token has one state."""
+    model = tiny_model("llama")
+    tokens = torch.randint(3, 8, (8, 12), generator=torch.Generator().manual_seed(0))
+    tokens[:, ::5] = torch.randint(8, 60, (8, 3), generator=torch.Generator().manual_seed(1))
+    settings = ScorerSettings(k=5, neighbors="cross_sequence", exclude_first=1)
+    found = local_limit(model, settings, tokens, layers=[0], sample=48)
+    apart = ~torch.isnan(found.relative[0, 0])
+    assert 0 < int(apart.sum()) < 24
+    assert not torch.isnan(found.relative[0, :, apart]).any()
+
+
+def test_where_nothing_is_resolved_the_table_says_so(pocket_mini):
+    nothing = torch.full((1, 4, 6), float("nan"), dtype=torch.float64)
+    table = LocalLimit(nothing, (1.0, 0.3, 0.1, 0.01), (4,), torch.arange(6), 6, {"k": 3}).summary()
+    assert set(table["shrink"]) == {1.0, 0.3, 0.1, 0.01}
+    assert table[["median", "rho", "change", "smallest"]].isna().all(axis=None)
+    assert not table["local"].any()
+
+
 def test_bad_radii_say_what_is_possible():
     assert check_shrinks([0.1, 1, 0.1]) == (1.0, 0.1)
     for bad in ([1.0], [0.0, 1.0], [2.0, 1.0]):

@@ -126,6 +126,24 @@ def test_the_users_autocast_is_off_inside_and_on_afterwards(name):
     assert found.settings["replay"] == expected.settings["replay"] == {"core": N_LAYERS}
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this PyTorch has only the older switch")
+def test_what_a_switch_inherits_it_goes_on_inheriting():
+    """In a process of its own, see above."""
+    code = """
+import torch
+from basins.precision import matmul_precision
+torch.backends.fp32_precision = "bf16"
+before = torch.backends.mkldnn.matmul.fp32_precision
+with matmul_precision("float32", torch.device("cpu"), torch.float32):
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+assert torch.backends.mkldnn.matmul.fp32_precision == before
+torch.backends.fp32_precision = "ieee"
+assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+"""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_next_layers_of_a_sweep_do_not_depend_on_the_precision():
     model, tokens = tiny_model("llama"), some_tokens()
     runs = [BasinScorer(model, k=4, precision=name).score_tokens(tokens) for name in ("float32", "bfloat16")]

@@ -130,11 +130,13 @@ def test_a_block_that_was_changed_without_a_hook_is_checked_again(name):
     mlp = model.blocks[0].mlp
     inner = getattr(mlp, "original_component", None) or mlp
     forward = inner.forward
-    inner.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 0.5
     try:
-        found = scorer.score_tokens(tokens)
-        assert found.settings["replay"] == {"core": n_layers(model) - 1, "packed": 1}
-        torch.testing.assert_close(found.values, BasinScorer(model, k=4).score_tokens(tokens).values, equal_nan=True)
+        for factor in (0.5, 2.0, 3.0, 0.0):  # each frees the one before, whose place in memory it may get
+            inner.forward = lambda *args, factor=factor, **kwargs: forward(*args, **kwargs) * factor
+            found = scorer.score_tokens(tokens)
+            assert found.settings["replay"] == {"core": n_layers(model) - 1, "packed": 1}
+            fresh = BasinScorer(model, k=4).score_tokens(tokens)
+            torch.testing.assert_close(found.values, fresh.values, equal_nan=True)
     finally:
         del inner.forward
     assert scorer.score_tokens(tokens).settings["replay"] == {"core": n_layers(model)}

@@ -7,6 +7,7 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
 import basins
 from basins import experiments, pocket
@@ -17,6 +18,7 @@ from basins.experiments.under_nulls import RANDOM
 from basins.random_weights import random_weights
 from basins.studies.grades import overall
 from basins.studies.hypotheses import ABOUT, CONFOUNDED, flags_of
+from basins.studies.plan import _digest
 
 OPTIONS = {"importance": {"methods": ["attention"], "n_resamples": 100, "n_permutations": 100, "null_rows": 0}}
 QUICK = {"second_model": None, "limit": 6, "layers": [1, 2], "parts": ["importance"], "options": OPTIONS}
@@ -115,6 +117,8 @@ def test_a_file_that_was_changed_is_another_study(tmp_path, pocket_mini, monkeyp
     monkeypatch.setattr(experiments, "importance", stop)
     lines, path = pocket.demo_text(), tmp_path / "texts.txt"
     frame = pd.DataFrame({"sequence": range(2000), "position": 1, "a": 0.0})
+    assert _digest(pocket_mini) != _digest(random_weights(pocket_mini, 0))
+    assert _digest(torch.zeros(3000)) != _digest(torch.zeros(3000).index_fill(0, torch.tensor([1500]), 1.0))
     changed = frame.assign(a=(frame.index == 1000).astype(float))
     path.write_text("\n".join(lines[:8]))
     asked = QUICK | {"texts": str(path), "options": {"importance": {"measure": frame}}}

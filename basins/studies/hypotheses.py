@@ -85,6 +85,10 @@ def _carry_null(rows: list[dict[str, Any]], measure: str) -> None:
     for row in rows:
         if row["part"] == "importance" and row["name"] == _of_measure(measure) and tested["null"] == SHOWN:
             names = [*row["nulls_that_show_it"].split("; "), *tested["nulls_that_show_it"].split("; ")]
+            # One that shows it by the effect is not named again for its spread.
+            names = [
+                name for name in names if not name.endswith(BY_SPREAD) or name.removesuffix(BY_SPREAD) not in names
+            ]
             row |= {"null": SHOWN, "nulls_that_show_it": "; ".join(dict.fromkeys(filter(None, names)))}
             row["grade"] = capped(row["grade"], True)
             row["flags"] = _joined([*row["flags"].split("; "), IN_NULL])

@@ -10,8 +10,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from basins import __version__
 from basins.errors import BasinsError
+from basins.experiments.loaded import NamedModel
 from basins.experiments.primary import in_words
 from basins.lens import block_device, fingerprint, n_layers
 from basins.runs import describe_input
@@ -63,11 +67,15 @@ def _named(value: Any) -> Any:
 
 
 def _digest(value: Any) -> Any:
-    """What JSON has no form for: the class, and a digest of everything in it."""
+    """What JSON has no form for: its class, and a digest of what is in it (of kinds not named here, of its text)."""
     import pandas as pd
 
     if isinstance(value, pd.DataFrame | pd.Series):
         content = value.to_csv(index=False).encode()
+    elif isinstance(value, Tensor | np.ndarray):
+        content = repr(value.tolist()).encode()
+    elif isinstance(value, NamedModel) or hasattr(value, "cfg"):
+        content = fingerprint(getattr(value, "model", value)).encode()
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     else:
