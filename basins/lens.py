@@ -154,15 +154,17 @@ def weight_processing(model: Any) -> str:
 
 
 def hook_fingerprint(model: Any) -> tuple:
-    """Changes whenever a hook is added to or taken from any module (PyTorch never gives a hook's number twice), and
-    when a module or its `forward`, its own or its class's, is replaced. It holds them: a freed one's id comes again."""
-    modules = all_modules(model)
-    hooks = tuple(
+    """Changes whenever a hook is added to or taken from any module: PyTorch never gives a hook's number twice."""
+    return tuple(
         (place, tuple(module._forward_pre_hooks), tuple(module._forward_hooks))
-        for place, module in enumerate(modules)
+        for place, module in enumerate(all_modules(model))
         if module._forward_pre_hooks or module._forward_hooks
     )
-    return hooks, tuple((module, module.__dict__.get("forward"), type(module).forward) for module in modules)
+
+
+def made_of(model: Any) -> tuple:
+    """Modules with their `forward`, their own and their class's: themselves, because a freed one's id comes again."""
+    return tuple((module, module.__dict__.get("forward"), type(module).forward) for module in all_modules(model))
 
 
 def all_modules(model: Any) -> list[nn.Module]:

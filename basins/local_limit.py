@@ -13,7 +13,8 @@ least 0.99 and the median of |R(t) - R(smallest)| is at most 0.01 nats (1% of th
 hold at every smaller t. Stated before any number was seen; both are in the table.
 
 A block computes in its own dtype, and where neighbours are moved so near that rounding them to it makes up a part of
-their variance, R is of the rounding. There it is NaN, at that layer for all queries (`RESOLVED`).
+their variance, R is of the rounding. There it is NaN, at that layer for all queries (`RESOLVED`), and the smallest t
+is the smallest that is left.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ class _Group:
 
     def _equal(self, queries: Int[Tensor, "q"]) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
         """The first allowed members that have a query's code, and how far they are."""
-        found = self._equals.lowest(self.space.query[queries], self.settings.k + self.may_forbid)
+        found = self._equal_states.lowest(self.space.query[queries], self.settings.k + self.may_forbid)
         out = (found < 0) | self.forbidden(queries[:, None], found)
         first = out.byte().argsort(dim=1, stable=True)[:, : self.settings.k]
         found = found.masked_fill(out, -1).gather(1, first)
@@ -256,7 +256,7 @@ class _Group:
         return found, apart.masked_fill(found < 0, float("inf"))
 
     @cached_property
-    def _equals(self) -> EqualStates:
+    def _equal_states(self) -> EqualStates:
         return EqualStates(self.space.bank, self.members)
 
     def _search_again(self, queries: Int[Tensor, "q"], reach: Float[Tensor, "q"]) -> tuple[Tensor, Tensor]:

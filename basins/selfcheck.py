@@ -8,6 +8,8 @@ by hooks.
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from basins.block_calls import BlockCall, CannotRebuild, record_calls
 from basins.block_parts import has_known_parts
 from basins.core import check_causal
 from basins.errors import BasinsError
-from basins.lens import block_device, block_dtype, hook_fingerprint, model_name
+from basins.lens import block_device, block_dtype, hook_fingerprint, made_of, model_name
 from basins.memory import is_out_of_memory
 from basins.patching import patch_block, restart_layers
 from basins.precision import matmul_precision
@@ -29,6 +31,7 @@ from basins.rerun import Replay
 
 PATHS = ("core", "packed", "single_block", "full_model")
 N_FOREIGN = 4
+HERE = os.path.dirname(__file__)
 
 
 @dataclass(frozen=True)
@@ -174,11 +177,21 @@ class SlowReplay(UserWarning):
     """A re-run takes the slow path: the same numbers, one sequence for every neighbour."""
 
 
+def _warn(message: str) -> None:
+    """Names the line that called into this package, however deep in it this is."""
+    frame, level, inside = sys._getframe(), 1, 1
+    while frame is not None:
+        inside = level if frame.f_code.co_filename.startswith(HERE) else inside
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, SlowReplay, stacklevel=inside + 1)
+
+
 class SelfCheck:
     """Checks each layer of a model once for the same hooks, modules, padding and length, and remembers its path."""
 
     def __init__(self, model: Any, seed: int) -> None:
         self.model, self.seed = model, seed
+        self.made_of: tuple = ()
         self.known: dict[tuple[tuple, bool, int], dict[int, CheckedPath]] = {}
 
     def paths(
@@ -197,6 +210,8 @@ class SelfCheck:
         end = int(attention_mask[row].nonzero()[-1]) + 1
         tokens, mask = tokens[row : row + 1, :end], attention_mask[row : row + 1, :end]
         hooks, padded = hook_fingerprint(self.model), bool(left.any())
+        if made_of(self.model) != self.made_of:
+            self.known.clear()
         for (known_hooks, known_padding, length), paths in self.known.items():
             if known_hooks == hooks and known_padding == padded and length >= end and set(layers) <= set(paths):
                 return {layer: paths[layer] for layer in layers}
@@ -207,13 +222,12 @@ class SelfCheck:
         slow = [layer for layer, checked in paths.items() if checked.path not in ("core", "packed")]
         if slow:
             first = paths[slow[0]]
-            warnings.warn(
+            _warn(
                 f"{len(slow)} of {len(paths)} blocks cannot be re-run packed and are run once for every neighbour: "
                 f"exact, but slow. Block {slow[0]}: {first.refused['packed']}. scores.settings['replay_refused'] has "
-                "all reasons.",
-                SlowReplay,
-                stacklevel=6,
+                "all reasons."
             )
         # Asked for again: a bridge hooks itself in its first forward pass.
+        self.made_of = made_of(self.model)
         self.known[hook_fingerprint(self.model), padded, end] = paths
         return paths

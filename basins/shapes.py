@@ -133,7 +133,7 @@ def shape_of_config(config: Any, name: str, dtype_bytes: int = 4, model_class: A
     with explained(name), torch.device("meta"):
         empty = (model_class._from_config if model_class else AutoModelForCausalLM.from_config)(config)
     n = _get(config.get_text_config(), *DEPTHS)
-    if not n and any(hasattr(config.get_text_config(), name) for name in DEPTHS):
+    if not n and any(hasattr(config.get_text_config(), depth) for depth in DEPTHS):
         raise BasinsError(f"{name} has num_hidden_layers={n}: a model without blocks has nothing to score.")
     lists = [module for module in empty.modules() if isinstance(module, nn.ModuleList) and len(module) == n]
     if not lists:

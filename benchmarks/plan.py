@@ -47,6 +47,18 @@ CASES = {
 }
 
 
+# Architecture and sizes: GPT-2 small; four layers of Qwen 2 0.5B, whose logits would be larger than all else; Llama 3.2
+# 1B.
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", {}),
+    "qwen": ("Qwen2", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 4,
+                       "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama": ("Llama", {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+                        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+                        "tie_word_embeddings": True}),
+}  # fmt: skip
+
+
 def config_of(name: str) -> Any:
     import transformers
 
@@ -54,32 +66,9 @@ def config_of(name: str) -> Any:
 
     if name in pocket.NAMES:
         return pocket.config(name)
-    if name == "gpt2":
-        config: Any = transformers.GPT2Config()
-        config.architectures = ["GPT2LMHeadModel"]
-    elif name == "qwen":  # four layers of Qwen 2 0.5B's shape: logits would be larger than all else
-        config = transformers.Qwen2Config(
-            vocab_size=151936,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=4,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-        )
-        config.architectures = ["Qwen2ForCausalLM"]
-    else:  # the shape of Llama 3.2 1B
-        config = transformers.LlamaConfig(
-            vocab_size=128256,
-            hidden_size=2048,
-            intermediate_size=8192,
-            num_hidden_layers=16,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=64,
-            tie_word_embeddings=True,
-        )
-        config.architectures = ["LlamaForCausalLM"]
+    kind, sizes = SHAPES[name]
+    config: Any = getattr(transformers, f"{kind}Config")(**sizes)
+    config.architectures = ["GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"]
     return config
 
 

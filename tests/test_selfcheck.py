@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from test_rerun import PADDINGS, UNPACKABLE, padded, some_tokens
@@ -120,6 +123,35 @@ def test_disagreement_is_measured_against_what_the_block_writes():
     assert disagreement(before + update, before + update, before) == 0
     assert disagreement(before + 1.5 * update, before + update, before) > 1
     assert disagreement(torch.full((1, 8), float("nan")), before, before) == float("inf")
+
+
+@pytest.mark.parametrize("way", ["cache", "tokens", "texts"])
+def test_the_warning_of_a_slow_path_names_the_line_that_asked(way):
+    model, tokens = tiny_model("mamba"), some_tokens()
+    _, cache = model.run_with_cache(tokens)
+    scorer = BasinScorer(model, k=3)
+    asked = {
+        "cache": lambda: scorer.score(cache),
+        "tokens": lambda: scorer.score_tokens(tokens),
+        "texts": lambda: scorer.score_texts(["a cat sat on a mat"]),
+    }
+    with pytest.warns(SlowReplay) as warned:
+        asked[way]()
+    assert {warning.filename for warning in warned if warning.category is SlowReplay} == {__file__}
+
+
+def test_what_was_replaced_is_not_held():
+    model, tokens = tiny_model.__wrapped__("gpt2"), some_tokens()
+    scorer, mlp = BasinScorer(model, k=3), model.blocks[1].mlp
+    inner = getattr(mlp, "original_component", None) or mlp
+    forward = inner.forward
+    held = []
+    for factor in (0.5, 2.0):
+        inner.forward = lambda *args, factor=factor, **kwargs: forward(*args, **kwargs) * factor
+        held.append(weakref.ref(inner.forward))
+        scorer.score_tokens(tokens)
+    gc.collect()
+    assert [ref() is None for ref in held] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

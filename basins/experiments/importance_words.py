@@ -104,10 +104,10 @@ def read_out(
         nothing = "No measure of importance is related to the relative score in a way that meets the thresholds. "
         if n:
             shown = "nulls" in judged and (judged["nulls"] == SHOWN).any()
-            but = "small, differ between the halves of the text"
-            but = f"{but}, or are shown by a null too" if shown else but.replace(",", " or")
+            reasons = "are small or differ between the halves of the text"
             nothing += (
-                f"{n} of {len(judged)} survive correction but are {but} (largest: {best['method']}, {_number(best)})."
+                f"{n} of {len(judged)} survive correction but {reasons}{', or a null shows them too' if shown else ''} "
+                f"(largest: {best['method']}, {_number(best)})."
             )
         else:
             nothing += f"None of {len(judged)} survives correction for all layers, scores and measures."

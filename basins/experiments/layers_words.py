@@ -269,7 +269,7 @@ def _radius(found: dict[str, Any], model: str) -> str:
     n = rows["layer"].nunique()
     smallest = rows["smallest"].dropna().unique()
     if len(smallest) == 0:
-        return "Radius: the model's dtype has too few digits for neighbours that are moved nearer."
+        return "Radius: no neighbours could be moved nearer (they coincide, or the dtype has too few digits for it)."
     at = f"{smallest[0]:g}" if len(smallest) == 1 else f"{smallest.min():g} to {smallest.max():g}"
     return (
         f"Radius: the score is local (equal to that at shrink {at}) with neighbours where they are "

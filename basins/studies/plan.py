@@ -108,17 +108,12 @@ def start_or_resume(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 def _read(place: Path) -> dict[str, Any]:
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        found, said = None, f" ({error})"
-    else:
-        said = ""
-    if not isinstance(found, dict):
+        return dict(json.loads(place.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise BasinsError(
-            f"{place} is no plan of a study{said}: it is damaged, or another program's. Choose another folder, or "
+            f"{place} is no plan of a study ({error}): it is damaged, or another program's. Choose another folder, or "
             "remove this one to begin anew."
-        )
-    return found
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
